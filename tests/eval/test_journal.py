@@ -1,0 +1,102 @@
+"""The results file: one writer, torn lines mended, other settings refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vtc.eval.journal import Journal, RunRefused, read
+
+
+def line(cell, identity, **more):
+    return {"cell": cell, "id": identity, **more}
+
+
+CONFIG = {"weights": "abc", "model": "here", "cells": ["a", "b"]}
+
+
+def test_lines_are_kept_and_known_again(tmp_path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append([line("a", "1"), line("a", "2"), line("b", "1")])
+        journal.append([line("a", "2", answer="again"), line("a", "3")])  # answered before: skipped
+        journal.append([{"cell": "b", "closed": "too few tokens", "least": 37}])
+    with Journal(tmp_path, CONFIG) as journal:
+        assert journal.done == {"a": {"1", "2", "3"}, "b": {"1"}}
+        assert journal.closed["b"]["least"] == 37
+    assert len(list(read(tmp_path / "results.jsonl"))) == 5
+
+
+@pytest.mark.parametrize("torn", ["", '{"ce', '{"cell": "a", "id": "9"}', "x" * 200_000])
+def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append([line("a", "1")])
+    whole = (tmp_path / "results.jsonl").read_bytes()
+    (tmp_path / "results.jsonl").write_bytes(whole + torn.encode())
+    with Journal(tmp_path, CONFIG) as journal:
+        assert journal.done == {"a": {"1"}}
+        assert (tmp_path / "results.jsonl").read_bytes() == whole
+
+
+def test_a_file_that_is_all_torn_becomes_empty(tmp_path):
+    with Journal(tmp_path, CONFIG):
+        pass
+    (tmp_path / "results.jsonl").write_text('{"cell"')
+    with Journal(tmp_path, CONFIG) as journal:
+        assert not journal.done
+
+
+@pytest.mark.parametrize("bad", ["not json", '{"cell": "a"}', "[1]", '{"cell": 3, "id": "1"}'])
+def test_damage_in_the_middle_is_named(tmp_path, bad):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append([line("a", "1")])
+    with open(tmp_path / "results.jsonl", "a") as stream:
+        stream.write(bad + "\n" + json.dumps(line("a", "2")) + "\n")
+    with pytest.raises(RunRefused, match=r"results.jsonl:2 is damaged.*--overwrite"):
+        Journal(tmp_path, CONFIG)
+    Journal(tmp_path, CONFIG, overwrite=True).__exit__()
+
+
+def test_a_doubled_answer_is_refused(tmp_path):
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append([line("a", "1")])
+    text = (tmp_path / "results.jsonl").read_text()
+    (tmp_path / "results.jsonl").write_text(text * 2)
+    with pytest.raises(RunRefused, match="answered '1' twice"):
+        Journal(tmp_path, CONFIG)
+
+
+def test_two_writers_are_refused(tmp_path):
+    with Journal(tmp_path, CONFIG):
+        with pytest.raises(RunRefused, match="another process"):
+            Journal(tmp_path, CONFIG)
+        with pytest.raises(RunRefused, match="another process"):
+            Journal(tmp_path, CONFIG, overwrite=True)
+    Journal(tmp_path, CONFIG).__exit__()
+
+
+def test_other_settings_are_refused_with_the_remedy(tmp_path):
+    with Journal(tmp_path, CONFIG):
+        pass
+    with pytest.raises(RunRefused, match=r"weights: 'abc' there, 'xyz' asked.*--output.*--overwrite"):
+        Journal(tmp_path, {**CONFIG, "weights": "xyz"})
+    with pytest.raises(RunRefused, match="seed: None there, 3 asked"):
+        Journal(tmp_path, {**CONFIG, "seed": 3})
+    Journal(tmp_path, {**CONFIG, "model": "the same by another path"}).__exit__()
+
+
+def test_overwrite_removes_only_what_a_run_writes(tmp_path):
+    (tmp_path / "overlays").mkdir()
+    mine, overlay = tmp_path / "notes.txt", tmp_path / "overlays" / "a.png"
+    mine.write_text("mine")
+    overlay.write_text("old")
+    with Journal(tmp_path, CONFIG) as journal:
+        journal.append([line("a", "1")])
+    with Journal(tmp_path, {**CONFIG, "weights": "xyz"}, overwrite=True) as journal:
+        assert not journal.done and mine.exists() and not overlay.exists()
+
+
+def test_results_without_their_settings_are_refused(tmp_path):
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(RunRefused, match=r"no config.json"):
+        Journal(tmp_path, CONFIG)

@@ -1,0 +1,224 @@
+"""The runner end to end on a tiny model: what it writes, what it refuses, what it survives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+import vtc
+from vtc.errors import DataError, VTCError
+from vtc.eval import run as runs
+from vtc.eval.benchmarks.jsonl import JSONL
+from vtc.eval.generate import Answerer
+from vtc.eval.journal import RunRefused, read
+from vtc.eval.run import evaluate
+
+QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False}
+
+
+@pytest.fixture
+def go(vlm, tmp_path):
+    """Runs into tmp_path/out; gives the results."""
+
+    def run(file, methods=("random",), budgets=(0.5,), **options):
+        folder = options.pop("output", tmp_path / "out")
+        return evaluate(*vlm, JSONL(data=file), methods, budgets, folder, **(QUICK | options))
+
+    return run
+
+
+def lines(folder):
+    return list(read(folder / "results.jsonl"))
+
+
+def test_a_whole_run(go, rows, write_rows):
+    results = go(write_rows(rows), ("random", "bipartite+share"), (0.5, 4), repeats=2, overlays=2, timing_batch=2)
+    folder, cells = results.folder, results.summary["cells"]
+    names = ["unpatched", "random@0.5", "random@4", "bipartite+share@0.5", "bipartite+share@4"]
+    assert results.summary["order"] == names
+    assert Counter(line["cell"] for line in lines(folder)) == dict.fromkeys(names, 12)
+    assert [cells[name]["tokens"] for name in names] == [16, 8, 4, 8, 4]
+    assert cells["random@4"]["kv_bytes"] < cells["random@0.5"]["kv_bytes"] < cells["unpatched"]["kv_bytes"]
+    assert cells["random@4"]["flops"] < cells["random@0.5"]["flops"] < cells["unpatched"]["flops"]
+    assert set(cells["unpatched"]["types"]) == {"color", "place"}
+    for name in names:
+        scores = [line["score"] for line in lines(folder) if line["cell"] == name]
+        assert cells[name]["accuracy"] == sum(scores) / 12 and cells[name]["questions"] == 12
+        timing = results.measured[name]["timing"]
+        assert timing["prefill_ms"] > 0 and timing["speedup"] > 0 and timing["repeats"] == 2 and timing["batch"] == 2
+    on_disk = json.loads((folder / "summary.json").read_text())
+    settings = on_disk["settings"]
+    assert on_disk["cells"]["random@4"]["tokens"] == 4
+    assert settings["attention"] == "sdpa" and settings["dtype"] == "float32" and len(settings["weights"]) == 64
+    assert settings["processor"].startswith("LlavaProcessor") and settings["versions"]["torch"]
+    assert "| unpatched | all |" in (folder / "table.md").read_text()
+    assert (folder / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list((folder / "overlays").glob("*.png"))) == 2
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_the_model_is_left_as_it_was(go, vlm, rows, write_rows):
+    before = dict(vlm[0].state_dict())
+    go(write_rows(rows))
+    assert vtc.patch_of(vlm[0]) is None and all(before[k] is v or before[k].equal(v) for k, v in vlm[0].state_dict().items())
+
+
+def test_a_full_budget_answers_as_the_unpatched_model(go, rows, write_rows):
+    results = go(write_rows(rows), ("visionzip",), (1.0,))
+    by_cell = {}
+    for line in lines(results.folder):
+        by_cell.setdefault(line["cell"], []).append((line["id"], line["answer"], line["tokens"]))
+    assert by_cell["visionzip@1.0"] == by_cell["unpatched"]
+
+
+def test_a_budget_out_of_reach_closes_its_cell(go, rows, write_rows):
+    results = go(write_rows(rows), ("fastv", "random"), (0.5, 0.25))
+    cell = results.summary["cells"]["fastv@0.25"]
+    assert cell["least"] == 5 and "accuracy" not in cell
+    assert "least 5" in (results.folder / "table.md").read_text()
+    assert results.summary["cells"]["random@0.25"]["questions"] == 12
+    again = go(results.folder.parent / "q.jsonl", ("fastv", "random"), (0.5, 0.25))
+    assert again.summary == results.summary
+
+
+def test_asked_again_nothing_is_computed(go, rows, write_rows, monkeypatch):
+    file = write_rows(rows)
+    first = go(file)
+    before = (first.folder / "results.jsonl").read_bytes()
+    monkeypatch.setattr(Answerer, "answers", lambda *_: pytest.fail("asked again"))
+    assert go(file).summary == first.summary
+    assert (first.folder / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"budgets": (0.25,)},
+        {"budgets": (0.5, 0.25)},
+        {"methods": ("grid",)},
+        {"methods": ("random+share",)},
+        {"template": "{question} one ?"},
+        {"batch_size": 6},
+    ],
+    ids=str,
+)
+def test_other_settings_are_not_mixed(go, rows, write_rows, change):
+    file = write_rows(rows[:2])
+    go(file)
+    with pytest.raises(RunRefused, match="other settings"):
+        go(file, **change)
+    go(file, **change, overwrite=True)
+
+
+def test_other_weights_data_or_limit_are_not_mixed(go, vlm, rows, write_rows, tmp_path):
+    file = write_rows(rows[:2])
+    go(file)
+    with pytest.raises(RunRefused, match="benchmark"):
+        evaluate(*vlm, JSONL(data=file, limit=1), ["random"], [0.5], tmp_path / "out", **QUICK)
+    write_rows(rows[1:3])
+    with pytest.raises(RunRefused, match="benchmark"):
+        go(file)
+    write_rows(rows[:2])
+    weight = vlm[0].lm_head.weight
+    with torch.no_grad():
+        weight[3, 3] += 1
+        try:
+            with pytest.raises(RunRefused, match="weights"):
+                go(file)
+        finally:
+            weight[3, 3] -= 1
+
+
+def test_a_bad_sample_stops_the_run_with_its_place(go, rows, write_rows):
+    rows[7]["image"] = "gone.png"
+    with pytest.raises(DataError, match=r"q.jsonl:8: .*does not exist.*--allow-errors"):
+        go(write_rows(rows))
+
+
+def test_bad_samples_are_counted_never_scored(go, rows, write_rows, tmp_path):
+    rows[1]["image"] = "gone.png"
+    rows[4]["question"] = "<image> <image> ?"
+    rows[6]["id"] = "q0"
+    file = write_rows([*rows, b"{"])
+    results = go(file, allow_errors=True)
+    for name in ("unpatched", "random@0.5"):
+        cell = results.summary["cells"][name]
+        mine = [line for line in lines(results.folder) if line["cell"] == name]
+        errors = {line["id"]: line["error"] for line in mine if "error" in line}
+        assert set(errors) == {"q1", "q4", "line:7", "line:13"} and all("q.jsonl:" in e for e in errors.values())
+        assert cell["errors"] == 4 and cell["questions"] == 9
+        assert cell["accuracy"] == sum(line.get("score", 0) for line in mine) / 9
+        assert not any("score" in line for line in mine if "error" in line)
+    assert "8 answers are missing because of errors" in (results.folder / "table.md").read_text()
+    good = write_rows([row for n, row in enumerate(rows) if n not in (1, 4, 6)])
+    clean = go(good, output=tmp_path / "clean")
+    answers = {(x["cell"], x["id"]): x["answer"] for x in lines(clean.folder)}
+    assert answers == {(x["cell"], x["id"]): x["answer"] for x in lines(results.folder) if "answer" in x}
+
+
+def test_out_of_memory_halves_the_batch(go, rows, write_rows, monkeypatch, tmp_path):
+    file = write_rows(rows)
+    calm = go(file, output=tmp_path / "calm")
+    real, sizes = Answerer.answers, []
+
+    def answers(self, inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, inputs)
+
+    monkeypatch.setattr(Answerer, "answers", answers)
+    results = go(file)
+    assert max(sizes) == 5 and results.summary == calm.summary
+
+
+def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch):
+    real = Answerer.answers
+
+    def answers(self, inputs):
+        if inputs["input_ids"].shape[1] > 22:  # the longer of the two questions
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(self, inputs)
+
+    rows[3]["question"] = "what is the color of the red shape left of the blue shape ?"
+    file = write_rows(rows)
+    monkeypatch.setattr(Answerer, "answers", answers)
+    with pytest.raises(DataError, match=r"q.jsonl:4: RuntimeError.*can't allocate memory"):
+        go(file, output=file.parent / "strict")
+    cell = go(file, allow_errors=True).summary["cells"]["random@0.5"]
+    assert cell["errors"] > 0 and cell["errors"] + cell["questions"] == 12
+
+
+def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_rows, monkeypatch):
+    def answers(self, inputs):
+        raise vtc.errors.NotReduced("no stage ran")
+
+    monkeypatch.setattr(Answerer, "answers", answers)
+    with pytest.raises(vtc.errors.NotReduced):
+        go(write_rows(rows), allow_errors=True)
+
+
+def test_a_patched_model_is_refused(go, vlm, rows, write_rows):
+    with vtc.patched(vlm[0], "random", budget=0.5), pytest.raises(VTCError, match="unpatch"):
+        go(write_rows(rows))
+
+
+def test_multi_picture_tokens_are_a_mean_per_picture(go, rows, write_rows):
+    rows[0]["image"] = ["0.png", "1.png"]
+    results = go(write_rows(rows[:3]))
+    assert [(x["cell"], x["tokens"]) for x in lines(results.folder) if x["id"] == "q0"] == [
+        ("unpatched", 16.0),
+        ("random@0.5", 8.0),
+    ]
+
+
+def test_without_methods_only_the_unpatched_model_is_asked(go, rows, write_rows):
+    results = go(write_rows(rows[:3]), (), ())
+    assert results.summary["order"] == ["unpatched"]
+
+
+def test_chunks_have_fixed_borders():
+    assert list(runs.chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]

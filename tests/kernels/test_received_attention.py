@@ -1,0 +1,99 @@
+from itertools import product
+
+import pytest
+import torch
+
+import vtc.kernels.received_attention as module
+from tests.tolerances import TOL, assert_close, assert_same
+from vtc.kernels.received_attention import received_attention
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def reference(q, k, rows=None, end=None, allowed=None, log_size=None, scale=None):
+    """The definition in loops."""
+    (batch, heads, n, width), keys = q.shape, k.shape[2]
+    out = torch.zeros(batch, heads, keys, dtype=torch.float64)
+    for b, h in product(range(batch), range(heads)):
+        listed = torch.arange(n) if rows is None else rows if rows.dim() == 1 else rows[b]
+        for r, i in enumerate(listed.tolist()):
+            if i < 0:
+                continue
+            logits = k[b, h // (heads // k.shape[1])].double() @ q[b, h, i].double()
+            logits = logits * (width**-0.5 if scale is None else scale)
+            if log_size is not None:
+                logits = logits + log_size[b]
+            seen = torch.ones(keys, dtype=torch.bool) if allowed is None else allowed[b].clone()
+            if end is not None:
+                seen[end[b, r] :] = False
+            if seen.any():
+                out[b, h, seen] += logits[seen].softmax(0)
+    return out
+
+
+OPTIONS = {
+    "plain": {},
+    "rows": {"rows": torch.tensor([6, 0])},
+    "rows of each picture": {"rows": torch.tensor([[6, 2], [3, -1]])},
+    "end": {"end": torch.tensor([[1, 2, 3, 4, 5, 6, 7], [3, 3, 9, 9, 0, 1, 2]])},
+    "allowed": {"allowed": torch.tensor([[True] * 9, [False] * 4 + [True] * 5])},
+    "log_size": {"log_size": draw(2, 9, seed=5)},
+    "scale": {"scale": 0.7},
+    "all": {
+        "rows": torch.tensor([[6, 2, 6], [3, -1, 1]]),
+        "end": torch.tensor([[9, 3, 1], [6, 9, 4]]),
+        "allowed": torch.tensor([[True] * 9, [False] * 4 + [True] * 5]),
+        "log_size": draw(2, 9, seed=5),
+        "scale": 0.7,
+    },
+}
+
+
+@pytest.mark.parametrize("block", [1, 60, 1 << 22])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_equals_the_definition(option, heads, block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
+    q, k = draw(2, heads[0], 7, 5), draw(2, heads[1], 9, 5, seed=1)
+    got = received_attention(q, k, **OPTIONS[option])
+    assert_close("received", got, reference(q, k, **OPTIONS[option]))
+
+
+@pytest.mark.parametrize("dtype", TOL)
+def test_every_dtype_sums_wide(dtype):
+    q, k = draw(1, 2, 300, 8, dtype=dtype), draw(1, 2, 300, 8, seed=1, dtype=dtype)
+    got = received_attention(q, k)
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert_close("received", got, reference(q, k).to(got.dtype))
+    assert_close("all that is given", got.sum(-1), torch.full((1, 2), 300.0))
+
+
+def test_a_size_is_as_good_as_copies():
+    """A key of size s receives what s copies of it receive together."""
+    q, k = draw(1, 2, 4, 5), draw(1, 2, 3, 5, seed=1)
+    size = torch.tensor([[3.0, 1.0, 2.0]]).double()
+    got = received_attention(q, k, log_size=size.log())
+    copies = received_attention(q, k.repeat_interleave(torch.tensor([3, 1, 2]), dim=2))
+    assert_close("received", got, torch.stack([copies[..., :3].sum(-1), copies[..., 3], copies[..., 4:].sum(-1)], -1))
+
+
+def test_a_row_that_sees_nothing_gives_nothing():
+    q, k = draw(1, 1, 2, 4), draw(1, 1, 3, 4, seed=1)
+    got = received_attention(q, k, end=torch.tensor([[0, 3]]))
+    assert_same("received", got, received_attention(q, k, rows=torch.tensor([1])))
+    assert (received_attention(q, k, allowed=torch.zeros(1, 3, dtype=torch.bool)) == 0).all()
+
+
+def test_what_is_hidden_can_be_nan():
+    q, k = draw(1, 1, 2, 4), draw(1, 1, 3, 4, seed=1)
+    k[:, :, 2] = torch.nan
+    got = received_attention(q, k, allowed=torch.tensor([[True, True, False]]))
+    assert_close("received", got[..., :2], received_attention(q, k[:, :, :2]))
+    assert (got[..., 2] == 0).all()
+
+
+def test_head_counts_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"4 query heads over 3 key heads; give a multiple"):
+        received_attention(draw(1, 4, 2, 4), draw(1, 3, 2, 4))

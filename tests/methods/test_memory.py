@@ -1,0 +1,50 @@
+"""No N x N: 16,384 tokens, of which one float32 matrix would take 1,024 MiB, fit in a few blocks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 200  # MiB beyond the inputs; even a matrix of bools is 256
+
+SCRIPT = """
+import resource, sys, torch
+from tests.pictures import batch, picture, reduce
+from vtc.kernels.received_attention import received_attention
+from vtc.methods import registry
+from vtc.share import share
+
+torch.set_num_threads(1)
+tokens, small = (batch([picture((1, n, n), 1)]) for n in (128, 4))
+x = torch.randn(1, 1, 16384, 4)
+ends = torch.arange(16384)[None] + 1
+plain = {name: method() for name, method in registry.items() if not hasattr(method, "build")}
+work = {name: lambda t, m=m: reduce(m, t, [t.count[0] // 128 or 1]) for name, m in plain.items()}
+work["share"] = lambda t: share(t, reduce(plain["random"], t, [t.count[0] // 8]))
+work["received_attention"] = lambda t: received_attention(x[:, :, : t.count[0]], x[:, :, : t.count[0]])
+work["received_attention, causal"] = lambda t: received_attention(x, x[:, :, :64], end=ends.clamp(max=64))
+control = {"negative control": lambda t: torch.ones(t.count[0], t.count[0])}
+for name, run in (control if "control" in sys.argv else work).items():
+    run(small)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(tokens)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, name, sep="\\t")
+"""
+
+
+def peaks(*words: str) -> dict[str, int]:
+    """MiB by which each piece of work raised the peak of a fresh process."""
+    command = [sys.executable, "-c", SCRIPT, *words]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return {name: int(mib) for mib, name in (line.split("\t") for line in run.stdout.splitlines())}
+
+
+def test_no_matrix_of_tokens_by_tokens():
+    taken = peaks()
+    assert len(taken) > 8
+    assert sum(taken.values()) < LIMIT, taken
+
+
+def test_such_a_matrix_would_be_seen():
+    assert peaks("control")["negative control"] > 3 * LIMIT

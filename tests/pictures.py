@@ -1,0 +1,87 @@
+"""Made-up pictures for tests: vision tokens and signals whose values depend on the picture, never on the batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vtc.methods.base import Method
+from vtc.signals import Signal, TowerKeys
+from vtc.tokens import Reduction, VisionTokens
+
+WIDTH = 8
+
+
+def plain(features: Tensor) -> VisionTokens:
+    """Tokens of ``features [I, N, D]``, all valid, every picture one row of its grid."""
+    pictures, n, _ = features.shape
+    index = torch.arange(n).repeat(pictures, 1)
+    return VisionTokens(
+        features=features,
+        valid=torch.ones(pictures, n, dtype=torch.bool),
+        size=torch.ones(pictures, n),
+        grid=torch.stack([torch.zeros_like(index), torch.zeros_like(index), index], dim=2),
+        row=index,
+        prompt=torch.arange(pictures),
+        count=[n] * pictures,
+    )
+
+
+def picture(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float32) -> VisionTokens:
+    """One picture of ``shape`` (t, y, x) tokens with features drawn from ``seed``."""
+    grid = torch.cartesian_prod(*(torch.arange(s) for s in shape))[None]
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(1, grid.shape[1], WIDTH, generator=generator, dtype=torch.float64)
+    return replace(plain(features.to(dtype)), grid=grid)
+
+
+def batch(pictures: list[VisionTokens], pad: int = 0) -> VisionTokens:
+    """The pictures in one batch, padded by ``pad`` more than needed; the padding's features are NaN."""
+    wide = max(p.count[0] for p in pictures) + pad
+
+    def stack(name: str, fill: float) -> Tensor:
+        rows = [getattr(p, name)[0] for p in pictures]
+        return torch.stack([torch.cat([r, r.new_full((wide - len(r), *r.shape[1:]), fill)]) for r in rows])
+
+    return VisionTokens(
+        features=stack("features", torch.nan),
+        valid=stack("valid", False),
+        size=stack("size", 0),
+        grid=stack("grid", -1),
+        row=stack("row", -1),
+        prompt=torch.arange(len(pictures)),
+        count=[p.count[0] for p in pictures],
+    )
+
+
+def without_grid(tokens: VisionTokens) -> VisionTokens:
+    return replace(tokens, grid=torch.full_like(tokens.grid, -1))
+
+
+def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal, Tensor]:
+    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys."""
+    mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
+    vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
+    return {s: vectors if isinstance(s, TowerKeys) else vectors[..., 0].exp() for s in method.signals(stage)}
+
+
+def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0) -> Reduction:
+    return method.reduce(stage, tokens, signals(method, tokens, stage), keep)
+
+
+def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
+    """The contract of a Reduction: exactly ``keep[i]`` slots, each with its own anchor, nothing out of range."""
+    slot, anchor = reduction.slot, reduction.anchor
+    assert slot.shape == tokens.row.shape
+    assert anchor.shape == (len(keep), max(keep))
+    assert slot.dtype == anchor.dtype == torch.int64
+    assert (slot[~tokens.valid] == -1).all(), "padding has a slot"
+    for i, (k, n) in enumerate(zip(keep, tokens.count, strict=True)):
+        own = anchor[i, :k]
+        assert (anchor[i, k:] == -1).all(), "anchors after the last slot"
+        assert ((own >= 0) & (own < n)).all(), "anchor out of range"
+        assert (own.diff() > 0).all(), "anchors not ascending"
+        assert ((slot[i] >= -1) & (slot[i] < k)).all(), "slot out of range"
+        assert slot[i, own].tolist() == list(range(k)), "an anchor is not in its own slot"

@@ -1,0 +1,111 @@
+"""Slow references: what a reduced model must equal, computed by masking (or repeating) columns of the unpatched model."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from vtc.models import family_of
+
+
+@contextmanager
+def before_norm(model):
+    """Collects what enters the decoder's last norm: ``[B, N, D]`` per forward. Norms compute in float32 in many families
+    and would round differences of 1e-16 (and worse) away."""
+    decoder = family_of(model).decoder
+    norm = next(getattr(decoder, n) for n in ("norm", "final_layernorm", "ln_f") if hasattr(decoder, n))
+    seen: list[Tensor] = []
+    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def masked(model, gone: dict[int, Tensor]):
+    """The unpatched model with columns masked: ``gone[i] [B, N]`` are the rows nobody sees in decoder layer i (a gone
+    row still sees itself, so that no softmax is empty)."""
+    handles = []
+
+    def blocker(drop: Tensor):
+        def hook(layer, args, kwargs):
+            states = args[0] if args else kwargs["hidden_states"]
+            n = states.shape[1]
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                mask = torch.ones(1, 1, n, n, dtype=torch.bool).tril()
+            if mask.dtype != torch.bool:
+                mask = mask > torch.finfo(mask.dtype).min / 2
+            seen = mask & ~drop[:, None, None, :] | torch.eye(n, dtype=torch.bool)
+            low = torch.finfo(states.dtype).min
+            kwargs["attention_mask"] = torch.zeros(seen.shape, dtype=states.dtype).masked_fill(~seen, low)
+            return args, kwargs
+
+        return hook
+
+    for index, drop in gone.items():
+        layer = family_of(model).layers[index]
+        handles.append(layer.register_forward_pre_hook(blocker(drop), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def dropped_rows(engine) -> dict[int, Tensor]:
+    """``[B, N]`` for each decoder layer: the rows the last patched forward left out of it."""
+    p = engine.current
+    out = {}
+    for index in range(engine.depth):
+        cut = p.plans[index].rows
+        if cut is None:
+            continue
+        kept = torch.zeros(p.batch, p.length, dtype=torch.bool)
+        rows = cut.rows if cut.valid is None else cut.rows.where(cut.valid, cut.rows[:, -1:])
+        out[index] = ~kept.scatter(1, rows, True)
+    return out
+
+
+@contextmanager
+def merged_input(model, cut, merging: bool, deepstack: bool | None = None):
+    """The decoder's first layer gets, at each anchor's row, what a plain loop over the slot's tokens makes of them (and
+    with ``deepstack`` what is added after the first layers likewise)."""
+    layers, handles = family_of(model).layers, []
+    added: dict[str, Tensor] = {}
+
+    def first(layer, args, kwargs):
+        return ((merge_by_loop(args[0], cut), *args[1:]), kwargs) if merging else None
+
+    handles.append(layers[0].register_forward_pre_hook(first, with_kwargs=True))
+    if deepstack and merging:
+        for layer in layers[:-1]:
+            handles.append(layer.register_forward_hook(lambda m, a, out: added.update(out=out)))
+        for layer in layers[1:]:
+
+            def regroup(layer, args, kwargs):
+                return (added["out"] + merge_by_loop(args[0] - added["out"], cut), *args[1:]), kwargs
+
+            handles.append(layer.register_forward_pre_hook(regroup, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def merge_by_loop(states: Tensor, cut) -> Tensor:
+    out, tokens, r = states.clone(), cut.tokens, cut.reduction
+    for i, prompt in enumerate(tokens.prompt.tolist()):
+        for k, anchor in enumerate(r.anchor[i].tolist()):
+            if anchor < 0:
+                continue
+            members = [n for n in range(tokens.count[i]) if int(r.slot[i, n]) == k]
+            rows = [int(tokens.row[i, n]) for n in members]
+            weights = [1 / len(rows) if r.weight is None else float(r.weight[i, n]) for n in members]
+            value = sum(w * states[prompt, row] for w, row in zip(weights, rows, strict=True))
+            out[prompt, int(tokens.row[i, anchor])] = value
+    return out

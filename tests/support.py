@@ -1,0 +1,63 @@
+"""What the contract tests share: the dense matrix of methods and families, and small ways to run a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vtc
+from tests import zoo
+from vtc.errors import UnsupportedModel
+from vtc.methods import registry
+from vtc.patching import patch_of
+
+METHODS = tuple(registry)
+IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
+MERGING = ("bipartite", "pool", "visionzip")
+# Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
+REFUSED = {
+    *(("qwen3_5", name) for name in IN_DECODER),
+    ("perception_lm", "visionzip"),
+    ("got_ocr2", "visionzip"),
+    ("aria", "visionzip"),
+    ("aria", "grid"),
+    ("aria", "pool"),
+}
+PAIRS = [(family, method) for family in zoo.NAMES for method in METHODS if (family, method) not in REFUSED]
+# One family of each kind: plain, AnyRes with newlines, M-RoPE with windows, DeepStack, sliding windows, prefix masks.
+KINDS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3")
+SOME_PAIRS = [(family, method) for family, method in PAIRS if family in KINDS]
+
+
+def exact_dtype(family: str) -> torch.dtype:
+    return torch.float32 if family in zoo.FLOAT32_ONLY else torch.float64
+
+
+@torch.no_grad()
+def logits(model, prompt: dict, **kwargs) -> torch.Tensor:
+    return model(**prompt, **kwargs).logits
+
+
+@torch.no_grad()
+def generate(model, prompt: dict, tokens: int = 4, **kwargs):
+    options = dict(max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True)
+    if model.config.model_type == "janus":
+        options["generation_mode"] = "text"
+    return model.generate(**prompt, **{**options, **kwargs})
+
+
+def engine(model):
+    return patch_of(model).engine
+
+
+def kept(model) -> list[list[int]]:
+    """For each picture of the last forward the tokens that live at the end."""
+    return [[n for n, s in enumerate(p.slot) if s == n] for p in vtc.report(model).pictures]
+
+
+def refused(model, method: str, prompt: dict) -> None:
+    """The pair raises when it is patched, or at its first picture."""
+    with pytest.raises(UnsupportedModel, match="use|run|left-pad"):
+        vtc.patch(model, method, budget=0.5)
+        logits(model, prompt)
+    vtc.unpatch(model)

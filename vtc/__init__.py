@@ -1,0 +1,51 @@
+"""Vision-language models that spend fewer tokens on pictures. ``vtc.patch(model)`` is all it takes.
+
+Nothing heavy is imported and nothing happens at import: each name is loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "patch": "patching",
+    "unpatch": "patching",
+    "patched": "patching",
+    "patch_of": "patching",
+    "report": "patching",
+    "save": "checkpoint",
+    "load": "checkpoint",
+    "Budget": "tokens",
+    "VisionTokens": "tokens",
+    "Reduction": "tokens",
+}
+_MODULES = ("methods", "errors")
+
+if TYPE_CHECKING:
+    from vtc import errors as errors
+    from vtc import methods as methods
+    from vtc.checkpoint import load as load
+    from vtc.checkpoint import save as save
+    from vtc.patching import patch as patch
+    from vtc.patching import patch_of as patch_of
+    from vtc.patching import patched as patched
+    from vtc.patching import report as report
+    from vtc.patching import unpatch as unpatch
+    from vtc.tokens import Budget as Budget
+    from vtc.tokens import Reduction as Reduction
+    from vtc.tokens import VisionTokens as VisionTokens
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"vtc.{_WHERE[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"vtc.{name}")
+    raise AttributeError(f"module 'vtc' has no attribute {name!r}; it has {', '.join([*_WHERE, *_MODULES])}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE, *_MODULES])

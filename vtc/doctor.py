@@ -1,0 +1,117 @@
+"""``vtc doctor``: what is installed, what is broken, and the remedy."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution, version
+
+NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+OPTIONAL = ("matplotlib", "accelerate", "peft")
+Finding = tuple[str, str, str]  # "ok", "note" or "BROKEN"; what; details and remedy
+
+
+def report() -> tuple[list[str], bool]:
+    """Lines to print, and whether nothing is broken."""
+    findings: list[Finding] = []
+    for check in (versions, devices, torchvision, triton, name_clash, disk):
+        findings += guarded(check)
+    lines = [f"{state:<6}  {what:<14} {details}" for state, what, details in findings]
+    return lines, all(state != "BROKEN" for state, *_ in findings)
+
+
+def guarded(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """A check's findings; a check that fails is itself a finding."""
+    try:
+        return list(check())
+    except Exception as error:  # the doctor must answer on any machine
+        return [("BROKEN", check.__name__, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
+
+
+def versions() -> Iterator[Finding]:
+    yield "ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for name in (*NEEDED, *OPTIONAL):
+        try:
+            yield "ok", name, version(name)
+        except PackageNotFoundError:
+            remedy = f"missing; pip install {name}"
+            yield ("BROKEN", name, remedy) if name in NEEDED else ("note", name, "not installed (optional)")
+    if int(version("transformers").split(".")[0]) != 5:
+        yield "BROKEN", "transformers", f"{version('transformers')} is not 5.x; pip install 'transformers>=5,<6'"
+
+
+def devices() -> Iterator[Finding]:
+    import torch
+
+    yield "ok", "cpu", f"{torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        yield "note", "gpu", "none that torch can use; everything runs on the CPU"
+    for n in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(n)
+        yield "ok", f"cuda:{n}", f"{p.name}, {p.total_memory / 1e9:.0f} GB, compute {p.major}.{p.minor}"
+
+
+def torchvision() -> Iterator[Finding]:
+    if importlib.util.find_spec("torchvision") is None:
+        yield "note", "torchvision", "not installed (pictures are processed by Pillow; videos and some models need it)"
+        return
+    try:
+        importlib.import_module("torchvision")
+        yield "ok", "torchvision", version("torchvision")
+    except Exception as error:  # a build for another torch: transformers itself then fails to import
+        import torch
+
+        remedy = f"does not fit torch {torch.__version__}; reinstall both from one index, or pip uninstall torchvision"
+        yield "BROKEN", "torchvision", f"{remedy} ({' '.join(str(error).split())[:120]})"
+
+
+def triton() -> Iterator[Finding]:
+    if importlib.util.find_spec("triton") is None:
+        yield "note", "triton", "not installed; the torch kernels are used"
+        return
+    import torch
+
+    use = (
+        "kernels run on the GPU"
+        if torch.cuda.is_available()
+        else "installed, but without a GPU the torch kernels are used"
+    )
+    yield "ok", "triton", f"{version('triton')}: {use}"
+
+
+def name_clash() -> Iterator[Finding]:
+    """PyPI has another distribution called ``vtc`` (time codes) with the same import name."""
+    import vtc
+
+    if not hasattr(vtc, "patch"):
+        yield (
+            "BROKEN",
+            "name",
+            f"import vtc finds {vtc.__file__}, another package; pip uninstall vtc, then reinstall vtc-vlm",
+        )
+        return
+    try:
+        other = distribution("vtc").version
+        yield (
+            "BROKEN",
+            "name",
+            f"the distribution 'vtc' {other} has the same import name; pip uninstall vtc, then reinstall vtc-vlm",
+        )
+    except PackageNotFoundError:
+        yield "ok", "vtc", f"{own_version()}"
+
+
+def own_version() -> str:
+    try:
+        return f"{version('vtc-vlm')} (vtc-vlm)"
+    except PackageNotFoundError:
+        return "run from a checkout, not installed"
+
+
+def disk() -> Iterator[Finding]:
+    free = shutil.disk_usage(".").free / 1e9
+    state = "ok" if free > 5 else "note"
+    yield state, "disk", f"{free:.0f} GB free here" + ("" if free > 5 else "; a 7B model takes 14 GB")

@@ -1,0 +1,242 @@
+"""One forward: find the vision rows, run the stages, gather rows before decoder layers and put them back after the last.
+
+Outside the decoder layers nothing changes shape. States stay short from the first cut to the last layer; they are
+restored earlier only where something between the layers reads them (DeepStack, ``output_hidden_states``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.cache import cache_bytes, check_cache, held_rows, row_layer, stored
+from vtc.errors import NotReduced, UnsupportedModel
+from vtc.listener import Listener
+from vtc.methods.base import Method
+from vtc.models.base import Family
+from vtc.reporting import Report, Stopwatch, summarise
+from vtc.rows import Columns, cut_mask, gather_positions, restore_rows
+from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
+from vtc.state import Cut, LayerPlan, Pass
+from vtc.tokens import Budget
+
+PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+
+
+class Engine:
+    """Runs one method at one budget on one model. Installs nothing: ``patching.Patch`` does, and undoes it."""
+
+    def __init__(self, family: Family, method: Method, budget: Budget):
+        self.family, self.method, self.budget = family, method, budget
+        self.depth = len(family.layers)
+        self.stage_at = self._place_stages()
+        self.listener = Listener(family)
+        self.bypass = True  # leave a forward alone when nothing in it has to go
+        self.current: Pass | None = None
+        self._cut_once: dict[tuple, tuple[Any, Any]] = {}
+        self._finish: Callable[[], Report] | None = None
+        self._report: Report | None = None
+
+    def _place_stages(self) -> dict[int, int]:
+        """Decoder layer -> stage."""
+        at = [stage.index(self.depth) for stage in self.method.stages()]
+        if sorted(set(at)) != at or at[-1] >= self.depth:
+            raise ValueError(
+                f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
+                f"lie below {self.depth}"
+            )
+        if self.family.hybrid and at != [0]:
+            raise UnsupportedModel(
+                f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
+                "use a method at the decoder's input, such as divprune"
+            )
+        return {layer: stage for stage, layer in enumerate(at)}
+
+    # ------------------------------------------------------------- before and after the model
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """Before the forward of the module that places features into placeholders."""
+        self.current, self._cut_once = None, {}
+        features = kwargs.get("mm_encoder_outputs") or {}
+        fresh = any(kwargs.get(name) is not None for name in PIXELS)
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        given = ids if ids is not None else embeds
+        if given is None or given.shape[1] == 1 or not (fresh or any(f is not None for f in features.values())):
+            return  # text only, or a decode step (whose token may even look like a placeholder)
+        check_cache(kwargs.get("past_key_values"))
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
+        if fresh:
+            self.listener.runs = {}
+        self.listener.adopt(features)
+        batch, length = given.shape[:2]
+        mask = kwargs.get("attention_mask")
+        padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        on_cpu = None if ids is None else ids.cpu()
+        self.current = Pass(
+            ids={} if on_cpu is None else self._placeholders(on_cpu),
+            input_ids=on_cpu,
+            padding=None if padding is None or bool(padding.all()) else padding,
+            length=length,
+            batch=batch,
+            clock=Stopwatch(given.device.type == "cuda"),
+        )
+
+    def _placeholders(self, ids: Tensor) -> dict[str, Tensor]:
+        found = {modality: ids == token for modality, token in self.family.token_ids.items()}
+        return {modality: where for modality, where in found.items() if bool(where.any())}
+
+    def seen_placeholders(self, mask: Tensor) -> None:
+        """The placeholder mask the model built itself: needed when the prompt came as embeddings."""
+        p = self.current
+        if p is not None and p.input_ids is None and not p.ids:
+            p.ids = {next(iter(self.listener.runs), "image"): (mask[..., 0] if mask.dim() == 3 else mask).cpu()}
+
+    def begin_text(self, kwargs: dict[str, Any]) -> None:
+        """Before the forward of the text model."""
+        if self.current is not None:
+            wanted = kwargs.get("output_hidden_states")
+            wanted = getattr(self.family.decoder.config, "output_hidden_states", False) if wanted is None else wanted
+            everywhere = wanted is not None and wanted is not False
+            self.current.between = self.depth if everywhere else self.family.reads_between(kwargs)
+
+    def end(self, cache: Any) -> None:
+        """After the forward: check that what had to be reduced was, and keep what the report needs."""
+        p = self.current
+        if p is None or not p.ids:
+            return
+        if p.layout is None or (p.over and len(p.cuts) < len(self.stage_at)):
+            raise NotReduced(
+                f"this forward brought pictures over the budget of {self.budget} and {self.method.name} did not run in its "
+                "decoder layers; call the model itself and not a part of it, or vtc.unpatch(model)"
+            )
+        p.restored = None
+        for run in self.listener.runs.values():
+            run.output = None
+        held = cache_bytes(cache)
+        self._report, self._finish = (
+            None,
+            lambda: summarise(p, self.family, self.method, self.budget, self.stage_at, held),
+        )
+
+    def report(self) -> Report:
+        """The last prefill that brought pictures; raises ``NotReduced`` before there was one."""
+        if self._finish is None:
+            raise NotReduced(
+                "no picture has run through this patch yet; call the model on a prompt with a picture first"
+            )
+        if self._report is None:
+            self._report = self._finish()
+        return self._report
+
+    # ------------------------------------------------------------- one decoder layer
+
+    def layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run decoder layer ``index`` on the rows that live there."""
+        states = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        p = self.current
+        plan = None
+        if p is not None and p.ids:
+            plan = p.plans.get(index)
+            if plan is None:
+                plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
+            p.past_by_layer[index] = held_rows(cache, index)
+            p.rows_by_layer[index] = states.shape[1]
+        if plan is None or plan.rows is None:
+            return self._on_all_rows(index, states, forward, args, kwargs)
+        states = self._enter(p, plan, states)
+        p.rows_by_layer[index] = states.shape[1]
+        kwargs = self._on_kept_rows(p, plan.rows, index, states, kwargs)
+        output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+        return self._leave(p, plan.rows, output) if plan.restore else output
+
+    def _plan(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
+        if p.layout is None:
+            open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
+            p.over = p.over or not self.bypass
+        before = p.last_cut
+        plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
+        if index in self.stage_at and p.over:
+            with p.clock, torch.no_grad():
+                seen = states if plan.regather is None else regather(states, p, plan.regather)
+                plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
+            p.cuts.append(plan.enter)
+        plan.restore = plan.rows is not None and (index == self.depth - 1 or index < p.between)
+        return plan
+
+    def _select(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Cut:
+        stage = self.stage_at[index]
+        tokens, position = living_tokens(p, states)
+        signals = {
+            s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in self.method.signals(stage)
+        }
+        return cut_stage(p, self.method, stage, tokens, position, signals, self.family.hybrid)
+
+    def _enter(self, p: Pass, plan: LayerPlan, states: Tensor) -> Tensor:
+        if plan.regather is not None:
+            states = regather(states, p, plan.regather)
+            p.restored = None
+        if plan.enter is not None:
+            with p.clock:
+                states = merge_rows(states, plan.enter)
+        return states
+
+    def _leave(self, p: Pass, cut: Cut, output: Any) -> Any:
+        short = output[0] if isinstance(output, tuple) else output
+        full = restore_rows(short, cut.rows, cut.valid, p.length)
+        p.restored = (full, short)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _on_kept_rows(self, p: Pass, cut: Cut, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
+        layer = row_layer(kwargs.get("past_key_values"), index)
+        past = 0 if layer is None else layer.logical
+        new = Columns(cut.rows + past if past else cut.rows, cut.valid, cut.log_size)
+        mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
+        held = None if layer is None else layer.kept
+
+        def cut_this_mask() -> Tensor | None:
+            columns = new if layer is None else layer.columns(new, p.batch, cut.rows.device)
+            return cut_mask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._additive())
+
+        if layer is not None:
+            layer.expect(new, p.length)
+        return {
+            **kwargs,
+            "attention_mask": self._once(("mask", id(mask), id(cut), id(held), past), (mask, cut, held), cut_this_mask),
+            "position_embeddings": self._once(
+                ("tables", id(tables), id(cut)), (tables, cut), lambda: gather_positions(tables, cut.rows, p.length)
+            ),
+            "position_ids": None,  # gaps would look like packed sequences to flash attention
+        }
+
+    def _on_all_rows(self, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """A layer that runs on all rows of this forward, over a cache that may hold fewer columns than it reports."""
+        layer = stored(kwargs.get("past_key_values"), index)
+        if layer is None or layer.kept is None:
+            return forward(*args, **kwargs)
+        batch, length = states.shape[:2]
+        mask, held = kwargs.get("attention_mask"), layer.kept
+        if mask is None and length == 1 and held.valid is None and held.log_size is None:
+            return forward(*args, **kwargs)
+
+        def cut_this_mask() -> Tensor | None:
+            rows = torch.arange(length, device=states.device).expand(batch, -1)
+            columns = layer.columns(length, batch, states.device)
+            return cut_mask(mask, rows, columns, length, layer.logical + length, states.dtype, self._additive())
+
+        key = ("mask", id(mask), id(held.index), layer.logical, layer.tail, length)
+        return forward(*args, **{**kwargs, "attention_mask": self._once(key, (mask, held), cut_this_mask)})
+
+    def _once(self, key: tuple, alive: Any, build: Callable[[], Any]) -> Any:
+        """Masks and tables are cut once a forward; ``alive`` holds the objects behind the ids in ``key``."""
+        if key not in self._cut_once:
+            self._cut_once[key] = (build(), alive)
+        return self._cut_once[key][0]
+
+    def _additive(self) -> bool:
+        return self.family.decoder.config._attn_implementation == "eager"

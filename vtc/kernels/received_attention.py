@@ -1,0 +1,70 @@
+"""How much attention every key receives from a few query rows, without the attention matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 22  # attention weights held at a time (16 MiB of float32)
+
+
+@torch.no_grad()
+def received_attention(
+    q: Tensor,
+    k: Tensor,
+    rows: Tensor | None = None,
+    end: Tensor | None = None,
+    allowed: Tensor | None = None,
+    log_size: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """``[B, H, N_k]``: for each key j the SUM over the listed rows i of
+
+        softmax_j( scale * q_i . k_j + log_size_j )    over the keys that row i may see,
+
+    in float32 (float64 stays). The mean over rows or heads is the caller's.
+
+    q ``[B, H, N_q, d]`` and k ``[B, Hk, N_k, d]``, rotated already; query head h reads key head ``h // (H / Hk)``.
+    rows ``[R]`` or ``[B, R]``: the query rows (-1 = none; default all of them). end ``[B, R]``: row i sees the keys
+    before ``end`` (default all). allowed ``[B, N_k]`` bool: keys that exist. log_size ``[B, N_k]``: log of how many
+    tokens a key stands for. scale: default ``d ** -0.5``. A row that sees no key gives nothing to any.
+    """
+    batch, heads, _, width = q.shape
+    key_heads, keys = k.shape[1:3]
+    if heads % key_heads:
+        raise ValueError(f"{heads} query heads over {key_heads} key heads; give a multiple of the key heads")
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if rows is not None:
+        rows = rows.expand(batch, -1)
+        q = q.gather(2, rows.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, width))
+    q = q.unflatten(1, (key_heads, -1)).to(dtype) * (width**-0.5 if scale is None else scale)
+    k = k.to(dtype).mT[:, :, None]  # [B, Hk, 1, d, N_k]
+    received = torch.zeros(batch, heads, keys, dtype=dtype, device=q.device)
+    step = max(1, BLOCK // max(1, batch * heads * keys))
+    for start in range(0, q.shape[3], step):
+        part = slice(start, start + step)
+        logits = q[:, :, :, part] @ k  # [B, Hk, H / Hk, step, N_k]
+        if log_size is not None:
+            logits = logits + log_size[:, None, None, None].to(dtype)
+        hidden = _hidden(rows, end, allowed, part, keys, q.device)
+        if hidden is not None:
+            logits = logits.masked_fill(hidden, -torch.inf)
+        weights = logits.softmax(dim=-1)
+        if hidden is not None:
+            weights = weights.masked_fill(hidden, 0)  # a row that sees nothing is NaN everywhere, and hidden everywhere
+        received += weights.sum(dim=3).flatten(1, 2)
+    return received
+
+
+def _hidden(
+    rows: Tensor | None, end: Tensor | None, allowed: Tensor | None, part: slice, keys: int, device: torch.device
+) -> Tensor | None:
+    """``[B, 1, 1, step, N_k]`` (or broadcastable): the keys each row of ``part`` may not see; None = sees all."""
+    hidden = None if allowed is None else ~allowed[:, None]
+    if end is not None:
+        late = torch.arange(keys, device=device) >= end[:, part, None]
+        hidden = late if hidden is None else hidden | late
+    if rows is not None:
+        absent = rows[:, part, None] < 0
+        hidden = absent if hidden is None else hidden | absent
+    return None if hidden is None else hidden[:, None, None]

@@ -1,0 +1,143 @@
+"""Hears what methods want to see: the tower's attention while it runs, one row of a decoder layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.errors import NotReduced, UnsupportedModel
+from vtc.models.base import Family, TowerRun
+from vtc.rows import Columns, cut_mask, gather_positions, gather_rows
+from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
+from vtc.state import Pass
+from vtc.taps import Stop, row_attention, tower_received
+
+
+class Listener:
+    """The taps' other end. ``runs``: what each modality's tower did last."""
+
+    def __init__(self, family: Family):
+        self.family = family
+        self.runs: dict[str, TowerRun] = {}
+        self._running: TowerRun | None = None
+        self._probe: tuple[Tensor, Tensor | None] | None = None  # (row, mask) of a probe under way
+        self._probed: Tensor | None = None
+
+    def tower(self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
+        """Around ``get_image_features``: hear the tower's attention, note what came out."""
+        run = TowerRun(modality, arguments)
+        outer, self._running = self._running, run
+        try:
+            output = call()
+        finally:
+            self._running = outer
+        run.counts, run.output = self.family.entries(output), output
+        self.runs[modality] = run
+        return output
+
+    def hear_tower(self, signal: Signal, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+        """An attention call of a tapped tower layer."""
+        if self._running is not None:
+            keys = isinstance(signal, TowerKeys)
+            raw = k.mean(dim=1) if keys else tower_received(q, k, mask, self.family.tower_cls, scale)
+            self._running.captured.setdefault(signal, []).append(raw)
+
+    def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+        """An attention call of a tapped decoder layer: keep what its last row attends to, or end a probe."""
+        if self._probe is not None:
+            row, mask = self._probe
+            self._probed = row_attention(q, k, row, mask, scale)
+            raise Stop
+        key = (layer, TextAttention("previous"))
+        if p is None or not p.over or key in p.heard:
+            return
+        with p.clock:
+            scores = row_attention(q, k, last_row(p).to(q.device), mask, scale)
+            p.heard[key] = scores[:, k.shape[2] - q.shape[2] :]
+
+    def adopt(self, features: dict[str, Any]) -> None:
+        """Features computed before this forward: by a run we heard, or else only their lengths are known."""
+        if features:
+            self.runs = {m: r for m, r in self.runs.items() if features.get(m) is not None}
+        for modality, output in features.items():
+            run = self.runs.get(modality)
+            if output is not None and (run is None or not _same(run.output, output)):
+                self.runs[modality] = TowerRun(modality, {}, self.family.entries(output))
+
+    def signal(
+        self,
+        p: Pass,
+        signal: Signal,
+        index: int,
+        position: Tensor,
+        states: Tensor,
+        forward: Callable,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """The signal on the living tokens before decoder layer ``index``, ``[I, N]`` or ``[I, N, d]``."""
+        if isinstance(signal, (TowerAttention, TowerKeys)):
+            values = p.layout.signal(self.family, signal, states.device)
+            for cut in p.cuts:  # a later stage sees the survivors' values
+                values = gather_rows(values, cut.reduction.anchor.clamp(min=0))
+            return values
+        if signal.of == "next":
+            scores = self._rank_next(p, index, states, forward, kwargs)
+        elif (index - 1, signal) in p.heard:
+            scores = p.heard[index - 1, signal]
+        else:
+            raise NotReduced(
+                f"{signal} was not heard in layer {index - 1}: its attention did not run through the patch"
+            )
+        return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+
+    def _rank_next(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Tensor:
+        """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention. No MLP, no cache;
+        earlier turns are not in the softmax (they would scale all tokens of a head alike)."""
+        before = p.last_cut
+        rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
+        row = last_row(p).to(states.device)
+        quiet = {**kwargs, "attention_mask": None, "past_key_values": None, "position_ids": None}
+        quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
+        quiet.pop("hidden_states", None)
+        self._probe = (row, self._row_mask(p, rows, row, kwargs.get("attention_mask"), states.dtype))
+        try:
+            forward(states, **quiet)
+        except Stop:
+            return self._probed  # type: ignore[return-value]
+        finally:
+            self._probe = self._probed = None
+        raise UnsupportedModel(
+            f"decoder layer {index} does not run transformers' attention interface, so its tokens cannot be ranked; "
+            "use a method at the decoder's input, such as divprune"
+        )
+
+    def _row_mask(self, p: Pass, rows: Tensor, row: Tensor, mask: Any, dtype: torch.dtype) -> Tensor | None:
+        """The mask of each prompt's last row over ``rows``, in the shape an attention function would get."""
+        before = p.last_cut
+        columns = Columns(rows, before.valid if before else None, before.log_size if before else None)
+        if isinstance(mask, Tensor) and mask.shape[-1] > p.length:  # earlier turns' columns come first
+            mask = mask[..., -p.length :]
+        cut = cut_mask(mask, rows.gather(1, row[:, None]), columns, p.length, p.length, dtype, additive=True)
+        return cut if cut is None or cut.dim() == 2 else cut.expand(-1, -1, rows.shape[1], -1)
+
+
+def last_row(p: Pass) -> Tensor:
+    """``[B]``: where each prompt's last real row stands in the states as they are now."""
+    device = p.layout.row.device
+    last = torch.full((p.batch,), p.length - 1, device=device)
+    if p.padding is not None:
+        last = torch.where(p.padding, torch.arange(p.length), -1).amax(dim=1).clamp(min=0).to(device)
+    return last if p.last_cut is None else torch.searchsorted(p.last_cut.rows, last[:, None])[:, 0]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether ``theirs`` are the features we saw (beam search extends the object in place, hooks may copy it)."""
+
+    def first(output: Any) -> int:
+        pooled = getattr(output, "pooler_output", output)
+        return (pooled if isinstance(pooled, Tensor) else pooled[0]).data_ptr()
+
+    return ours is theirs or (ours is not None and first(ours) == first(theirs))

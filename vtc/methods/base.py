@@ -1,0 +1,76 @@
+"""What a reduction method is: stages, the signals they need, and one pure function ``reduce``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtc.signals import Signal
+from vtc.tokens import Reduction, VisionTokens
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cut. ``layer`` is where it happens: an int is a decoder layer (0 = the decoder's input, before the first
+    layer), a float a fraction of depth. With several stages, stage s keeps ``count * ratio ** power`` tokens, one
+    ``ratio`` for all of them, solved from the budget."""
+
+    layer: int | float = 0
+    power: int = 1
+
+    def __post_init__(self) -> None:
+        layer = self.layer
+        number = isinstance(layer, (int, float)) and not isinstance(layer, bool)
+        if not number or not layer >= 0 or (isinstance(layer, float) and layer >= 1):
+            raise ValueError(
+                f"layer {layer!r} is not a decoder layer; give an int >= 0 or a fraction of depth in [0, 1), like 0.25"
+            )
+
+    def index(self, layers: int) -> int:
+        """The decoder layer this stage stands before, of ``layers``. A fraction above 0 is at least layer 1."""
+        if isinstance(self.layer, float):
+            return max(1, int(self.layer * layers + 0.5)) if self.layer > 0 else 0
+        return self.layer
+
+
+@dataclass(frozen=True)
+class Method:
+    """A reduction method: a frozen dataclass whose fields are its options. It never sees masks, caches or positions.
+
+    ``share=True`` (methods at the decoder's input): each dropped token is assigned to its nearest kept one, merged by
+    mean, and a row that stands for s tokens weighs s in every softmax of the decoder layers it lives in.
+    """
+
+    name: ClassVar[str] = ""
+    paper: ClassVar[str] = ""  # title, arXiv id
+    variants: ClassVar[str] = ""  # documented variants, e.g. what is used where a tower has no CLS token
+    trains: ClassVar[bool] = False  # gradients flow through merged values
+
+    share: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, bool):
+            raise ValueError(f"share={self.share!r} is not a bool; give True or False")
+        stages = self.stages()  # each checks its layer
+        if self.share and all(stage.layer != 0 for stage in stages):
+            raise ValueError(
+                f"{self.name}: share=True needs a stage at the decoder's input, and this method cuts only inside the "
+                "decoder, where handing a cut token's share to its neighbours was measured worse than letting it go"
+            )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Where it cuts, in order of depth."""
+        return (Stage(0),)
+
+    def signals(self, stage: int) -> tuple[Signal, ...]:
+        """What ``reduce`` must see at that stage; each is one value (or vector) per token."""
+        return ()
+
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        """Reduce each picture i to exactly ``keep[i] <= tokens.count[i]`` slots.
+
+        Called only when some picture must shrink; pure, deterministic, batched over the pictures.
+        """
+        raise TypeError(f"{type(self).__name__} does not define reduce(stage, tokens, signals, keep)")

@@ -1,0 +1,82 @@
+"""ToMe's bipartite soft matching, at the decoder's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.kernels.nearest import nearest
+from vtc.merge import merge
+from vtc.methods import register
+from vtc.methods.base import Method
+from vtc.signals import Signal
+from vtc.tokens import Reduction, VisionTokens, top
+
+
+@register("bipartite")
+@dataclass(frozen=True)
+class Bipartite(Method):
+    """Merge the most alike tokens, size-weighted, in rounds until ``keep[i]`` are left.
+
+    Each round deals the tokens alternately to two sides, links every token of the first side to the one of largest
+    cosine on the second, and merges along the best links, at most half of the tokens a round. A merged token stands
+    where its token of the second side stood. A token with a NaN is merged last.
+
+    Token Merging: Your ViT But Faster, arXiv 2210.09461. Departs from the paper: runs once, before the language model,
+    on the projected features (the paper: in every tower layer, on attention keys); weighting attention by size is
+    ``share=True``.
+    """
+
+    name: ClassVar[str] = "bipartite"
+    paper: ClassVar[str] = "Token Merging: Your ViT But Faster, arXiv 2210.09461"
+    trains: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        left, features, size = tokens.count, tokens.features, tokens.size
+        features = features if features.dtype == torch.float64 else features.float()
+        head = torch.arange(features.shape[1], device=features.device).expand_as(tokens.row)  # of each group, its token
+        owner = head.where(tokens.valid, -1)  # of each token, its group
+        while any(away := [min(max(n - k, 0), n // 2) for n, k in zip(left, keep, strict=True)]):
+            group, stays = bipartite_round(features, left, away)
+            left = [n - r for n, r in zip(left, away, strict=True)]
+            features = merge(features, group, None, size, max(left))
+            size = merge(size[..., None], group, torch.ones_like(size), size, max(left))[..., 0]
+            head = head.gather(1, stays)
+            owner = group.gather(1, owner.clamp(min=0)).where(owner >= 0, -1)
+        return Reduction.join(head.gather(1, owner.clamp(min=0)).where(owner >= 0, -1), max(keep))
+
+
+def bipartite_round(
+    metric: Tensor, count: list[int], away: list[int], class_token: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One round on ``metric [I, t, d]``, of which the first ``count[i]`` are there: ``away[i] <= count[i] // 2`` of the
+    even tokens each merge into an odd one.
+
+    Returns group ``[I, t]``, the output token each token is in (-1 in padding), and head ``[I, max(count - away)]``,
+    the token whose place each output token takes. Output order: the even tokens that stay, best linked first, then all
+    odd ones. ``class_token``: token 0 never merges, and the even tokens that stay keep their order.
+    """
+    index = torch.arange(metric.shape[1], device=metric.device)
+    valid = index < torch.tensor(count, device=metric.device)[:, None]
+    r = torch.tensor(away, device=metric.device)[:, None]
+    to, cosine = nearest(metric[:, ::2], metric[:, 1::2], valid[:, 1::2])
+    if class_token:
+        cosine[:, 0] = -torch.inf
+    evens = valid[:, ::2]
+    rank = top(cosine, [evens.shape[1]] * len(count), evens).argsort(dim=1)  # of each even token, by its link
+    leaves = evens & (rank < r)
+    stay = (~leaves).cumsum(1) - 1 if class_token else rank - r
+    odd = evens.sum(1, keepdim=True) - r + index[: metric.shape[1] // 2]
+    group = torch.empty(valid.shape, dtype=torch.int64, device=metric.device)
+    group[:, 1::2] = odd
+    group[:, ::2] = torch.where(leaves, odd.gather(1, to.clamp(min=0)), stay)
+    group = group.where(valid, -1)
+    stays = valid.clone()
+    stays[:, ::2] &= ~leaves
+    wide = max(n - m for n, m in zip(count, away, strict=True))
+    spare = torch.zeros(len(count), wide + 1, dtype=torch.int64, device=metric.device)
+    return group, spare.scatter_(1, group.where(stays, wide), index.expand_as(group))[:, :wide]

@@ -1,0 +1,55 @@
+"""PyramidDrop: drop more tokens the deeper the decoder goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtc.methods import register
+from vtc.methods.base import Method, Stage
+from vtc.signals import Signal, TextAttention
+from vtc.tokens import Reduction, VisionTokens
+
+
+@register("pyramiddrop")
+@dataclass(frozen=True)
+class PyramidDrop(Method):
+    """Before each of ``layers`` (increasing; ints from 0, or fractions of depth) keep the tokens that the prompt's last
+    row attends to most in that layer, recomputed from the states at its entry, mean over heads. Stage s keeps
+    ``ratio ** (s + 1)`` of the tokens, with the one ratio that meets the budget (the paper: one half).
+
+    PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, arXiv
+    2410.17247. Departs from the paper: positions stay the original ones (there, renumbered after every stage); in
+    training too the prompt's last row ranks (there, the rows before the answers).
+    """
+
+    name: ClassVar[str] = "pyramiddrop"
+    paper: ClassVar[str] = (
+        "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction, "
+        "arXiv 2410.17247"
+    )
+
+    layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, (tuple, list)) or not self.layers:
+            raise ValueError(f"pyramiddrop: layers={self.layers!r} is not a tuple of layers; give one like (8, 16, 24)")
+        object.__setattr__(self, "layers", tuple(self.layers))
+        super().__post_init__()
+        kinds = {isinstance(layer, float) for layer in self.layers}
+        if len(kinds) > 1 or any(a >= b for a, b in zip(self.layers, self.layers[1:], strict=False)):
+            raise ValueError(
+                f"pyramiddrop: layers={self.layers!r} must increase and be all ints or all fractions of depth, "
+                "like (8, 16, 24) or (0.25, 0.5, 0.75)"
+            )
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(Stage(layer, power) for power, layer in enumerate(self.layers, start=1))
+
+    def signals(self, stage: int) -> tuple[Signal, ...]:
+        return (TextAttention("next"),)
+
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        return Reduction.top(signals[TextAttention("next")], keep, tokens)

@@ -1,0 +1,90 @@
+"""What the engine must know of a VLM family, and the default answers found by inspection (see ``generic.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.signals import Signal
+
+
+@dataclass
+class TowerRun:
+    """One call of ``get_image_features`` or ``get_video_features``: what went in, how long each entry came out, and
+    the raw signals captured from the tower's attention while it ran.
+
+    ``arguments``: the call's bound arguments (``pixel_values``, ``image_sizes``, ``image_grid_thw``, ...);
+    ``counts``: language-model tokens of each entry, in order; ``captured``: for each signal the raw tensors, in order,
+    one per attention call or, where one call serves several windows by ``cu_seq_lens``, one per window
+    (``[T, n]`` or ``[T, n, d]``, CLS column still in place).
+    """
+
+    modality: str  # "image" | "video"
+    arguments: dict[str, Any]
+    counts: list[int] = field(default_factory=list)
+    captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
+    output: Any = None  # what the call returned, until the forward that uses it has run
+
+
+@dataclass
+class Place:
+    """Where the tokens of one entry stand, in the order of its placeholders.
+
+    grid ``[n, 3]`` int (t, y, x), all -1 where unknown. t is the frame of a video; of an AnyRes picture t = 0 is the
+    small whole picture, t = 1 the high-resolution grid. A picture of several entries counts t on from entry to entry.
+    newline ``[n]`` bool: tokens that carry no pixels; they hold their row's (t, y) and x = the row's width.
+    """
+
+    grid: Tensor
+    newline: Tensor
+
+
+class Family:
+    """One VLM family: found by inspection, stated only where inspection fails. Never changes the model."""
+
+    model: nn.Module  # the whole model, as the user holds it
+    base: Any  # the module whose forward places features into placeholders (``model.base_model``)
+    decoder: Any  # the text model: has ``.layers``
+    layers: nn.ModuleList  # its decoder layers
+    token_ids: dict[str, int]  # modality -> placeholder id (both modalities may share one)
+    hybrid: bool  # some decoder layers are recurrent: they have no mask, so only k = 0 can be reduced
+    tower_cls: int  # leading special tokens of the tower (CLS first), 0 where there are none
+    tower_layers: int  # attention layers of the tower, 0 where it gives no signals
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def decoder_attention(self, layer: int) -> nn.Module:
+        """The attention module of a decoder layer (calls transformers' attention interface)."""
+        raise NotImplementedError
+
+    def tower_attention(self, layer: int, modality: str = "image") -> nn.Module:
+        """The attention module of a tower layer (negative: from the end); raises ``UnsupportedModel`` where signals
+        cannot be had. ``modality`` matters only where videos have a tower of their own."""
+        raise NotImplementedError
+
+    def entries(self, output: Any) -> list[int]:
+        """Language-model tokens of every entry in what ``get_image_features`` or ``get_video_features`` returned."""
+        raise NotImplementedError
+
+    def pictures(self, run: TowerRun, ids: Tensor | None) -> list[int]:
+        """How many of the run's consecutive entries form each picture; ``ids [B, N]``: the prompts, on the CPU."""
+        return [1] * len(run.counts)
+
+    def places(self, run: TowerRun) -> list[Place]:
+        """Grid and newline flags for each of the run's entries (``len(run.counts)``), on the CPU."""
+        raise NotImplementedError
+
+    def align(self, run: TowerRun, signal: Signal) -> list[Tensor]:
+        """The captured signal on language-model tokens: for each entry ``[n]`` or ``[n, d]`` (newlines: any value).
+
+        Raises ``UnsupportedModel`` when tower tokens have no map to language-model tokens (Q-formers).
+        """
+        raise NotImplementedError
+
+    def reads_between(self, kwargs: dict[str, Any]) -> int:
+        """After how many of the first decoder layers something reads or writes full-length states (DeepStack), from
+        the keyword arguments of the text model's forward."""
+        return len(kwargs.get("deepstack_visual_embeds") or ())

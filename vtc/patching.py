@@ -1,0 +1,252 @@
+"""The public verbs. A ``Patch`` owns every change made to one model and undoes each, in reverse order."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vtc.engine import Engine
+from vtc.errors import VTCError
+from vtc.methods import registry
+from vtc.methods.base import Method
+from vtc.models import family_of
+from vtc.reporting import Report
+from vtc.signals import TextAttention, TowerAttention, TowerKeys
+from vtc.taps import tap
+from vtc.tokens import Budget
+
+ATTRIBUTE = "_vtc_patch"
+DEFAULT_METHOD, DEFAULT_OPTIONS, DEFAULT_BUDGET = "divprune", {"share": True}, 0.25
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside ``torch.compile`` and PEFT wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()
+        if inner is None or inner is model:
+            return model
+        model = inner
+
+
+class Patch:
+    """One method at one budget on one model. Reachable as ``vtc.patch_of(model)``; undone by ``vtc.unpatch(model)``."""
+
+    def __init__(self, model: nn.Module, method: Method, budget: Budget):
+        self.model, self.method, self.budget = unwrap(model), method, budget
+        self.family = family_of(self.model)
+        self.engine = Engine(self.family, method, budget)
+        self._undo: list[Callable[[], Any]] = []
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self) -> None:
+        family, engine = self.family, self.engine
+        for modality in ("image", "video"):
+            if hasattr(family.base, f"get_{modality}_features"):
+                self._wrap_tower(family.base, modality)
+        if hasattr(family.base, "get_placeholder_mask"):
+            self._wrap_placeholders(family.base)
+        for index, layer in enumerate(family.layers):
+            self._wrap_layer(layer, index)
+        before, after = family.base.register_forward_pre_hook, family.base.register_forward_hook
+        self._undo.append(before(_named(family.base, engine.begin), with_kwargs=True).remove)
+        self._undo.append(after(lambda module, args, output: engine.end(_cache_in(output))).remove)
+        text = family.decoder.register_forward_pre_hook(_named(family.decoder, engine.begin_text), with_kwargs=True)
+        self._undo.append(text.remove)
+        self._tap_signals()
+        object.__setattr__(self.model, ATTRIBUTE, self)
+        self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
+        forget_compiled()
+
+    def _replace(self, module: nn.Module, name: str, value: Any) -> None:
+        """Shadow a method of one module; undone by taking the shadow away (or putting an older one back)."""
+        older = module.__dict__.get(name)
+        object.__setattr__(module, name, value)
+
+        def undo() -> None:
+            if older is None:
+                module.__dict__.pop(name, None)
+            else:
+                object.__setattr__(module, name, older)
+
+        self._undo.append(undo)
+
+    def _wrap_layer(self, layer: nn.Module, index: int) -> None:
+        forward, engine = layer.forward, self.engine
+
+        # The layer's forward and not its hooks: everybody else's hooks then see full-length states.
+        @functools.wraps(forward)
+        def on_rows(*args, **kwargs):
+            return engine.layer(index, forward, args, kwargs)
+
+        self._replace(layer, "forward", on_rows)
+
+    def _wrap_tower(self, base: nn.Module, modality: str) -> None:
+        name = f"get_{modality}_features"
+        features, engine = getattr(base, name), self.engine
+        signature = inspect.signature(features)
+
+        @functools.wraps(features)
+        def heard(*args, **kwargs):
+            given = signature.bind_partial(*args, **kwargs).arguments
+            arguments = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
+            return engine.listener.tower(modality, arguments, lambda: features(*args, **kwargs))
+
+        self._replace(base, name, heard)
+
+    def _wrap_placeholders(self, base: nn.Module) -> None:
+        build, engine = base.get_placeholder_mask, self.engine
+
+        @functools.wraps(build)
+        def seen(*args, **kwargs):
+            masks = build(*args, **kwargs)
+            engine.seen_placeholders(masks[0] if isinstance(masks, tuple) else masks)
+            return masks
+
+        self._replace(base, "get_placeholder_mask", seen)
+
+    def _tap_signals(self) -> None:
+        engine, family, ears = self.engine, self.family, self.engine.listener
+        tower, decoder = set(), set()
+        for layer, stage in engine.stage_at.items():
+            for signal in self.method.signals(stage):
+                if isinstance(signal, (TowerAttention, TowerKeys)):
+                    tower.add(signal)
+                elif isinstance(signal, TextAttention):
+                    decoder.add(layer - 1 if signal.of == "previous" else layer)
+        for signal in sorted(tower, key=repr):
+            towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
+            for module in dict.fromkeys(towers):
+                self._undo.append(tap(module, lambda q, k, mask, scale, s=signal: ears.hear_tower(s, q, k, mask, scale)))
+        for layer in sorted(decoder):
+            module = family.decoder_attention(layer)
+            self._undo.append(
+                tap(module, lambda q, k, mask, scale, i=layer: ears.hear_decoder(engine.current, i, q, k, mask, scale))
+            )
+
+    def remove(self) -> None:
+        """Undo every change, the latest first."""
+        while self._undo:
+            self._undo.pop()()
+        forget_compiled()
+
+
+def _named(module: nn.Module, call: Callable[[dict[str, Any]], None]):
+    """A forward pre-hook that hands on the call's arguments by name and changes nothing."""
+    names = [n for n in inspect.signature(type(module).forward).parameters if n != "self"]
+
+    def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        call({**dict(zip(names, args, strict=False)), **kwargs})
+
+    return hook
+
+
+def _cache_in(output: Any) -> Any:
+    cache = getattr(output, "past_key_values", None)
+    if cache is None and isinstance(output, tuple):
+        cache = next((o for o in output if hasattr(o, "get_seq_length")), None)
+    return cache
+
+
+def forget_compiled() -> None:
+    """Drop compiled code: dynamo does not guard on hooks, so code compiled before would ignore the change."""
+    if "torch._dynamo" in sys.modules:
+        import torch
+
+        torch._dynamo.reset()
+
+
+def method_of(method: str | Method | type[Method] | None, options: dict[str, Any]) -> Method:
+    """A method from its name (``"visionzip"``), class or instance; options go to the constructor."""
+    if method is None:
+        return registry[DEFAULT_METHOD](**{**DEFAULT_OPTIONS, **options})
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"options {sorted(options)} go with a method's name; this {method!r} is already built")
+        return method
+    kind = registry[method] if isinstance(method, str) else method
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ValueError(f"method {method!r} is neither a name, a vtc.methods class nor an instance of one")
+    known = [f for f in getattr(kind, "__dataclass_fields__", {})]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{kind.name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return kind(**options)
+
+
+def patch(
+    model: nn.Module,
+    method: str | Method | type[Method] | None = None,
+    budget: int | float | Budget = DEFAULT_BUDGET,
+    **options: Any,
+) -> nn.Module:
+    """Make ``model`` spend at most ``budget`` vision tokens a picture, averaged over its decoder layers. In place.
+
+    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor.
+    budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens).
+    Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
+    ``UnknownName``; the model is unchanged after an error.
+    """
+    chosen, limit = method_of(method, options), Budget.of(budget)
+    older = patch_of(model)
+    if older is not None:
+        unpatch(model)
+    try:
+        Patch(model, chosen, limit)
+    except BaseException:
+        if older is not None:
+            Patch(older.model, older.method, older.budget)
+        raise
+    return model
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Undo the patch: the model is bit-identical to before. A model without a patch is left alone."""
+    patch = patch_of(model)
+    if patch is not None:
+        patch.remove()
+    return model
+
+
+@contextmanager
+def patched(
+    model: nn.Module,
+    method: str | Method | type[Method] | None = None,
+    budget: int | float | Budget = DEFAULT_BUDGET,
+    **options: Any,
+) -> Iterator[nn.Module]:
+    """``patch`` for the length of a ``with`` block; on exit an outer patch is restored."""
+    outer = patch_of(model)
+    patch(model, method, budget, **options)
+    try:
+        yield model
+    finally:
+        unpatch(model)
+        if outer is not None:
+            Patch(outer.model, outer.method, outer.budget)
+
+
+def patch_of(model: nn.Module) -> Patch | None:
+    """The patch on this model (or on the model inside a compile or PEFT wrapper), if any."""
+    return unwrap(model).__dict__.get(ATTRIBUTE)
+
+
+def report(model: nn.Module) -> Report:
+    """What the last prefill with pictures really did. Raises ``VTCError`` when the model is not patched."""
+    found = patch_of(model)
+    if found is None:
+        raise VTCError(
+            "this model is not patched, so nothing was counted; call vtc.patch(model, budget=1.0) to count only"
+        )
+    return found.engine.report()

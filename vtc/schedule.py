@@ -1,0 +1,46 @@
+"""From a layer-averaged budget to the tokens each stage keeps."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from vtc.errors import BudgetError
+from vtc.tokens import Budget
+
+
+def average(counts: list[int], starts: tuple[int, ...], layers: int, full: int) -> float:
+    """Tokens averaged over ``layers`` decoder layers when stage s leaves ``counts[s]`` from layer ``starts[s]`` on."""
+    edges = [0, *starts, layers]
+    return sum(n * (b - a) for n, a, b in zip([full, *counts], edges, edges[1:], strict=False)) / layers
+
+
+@lru_cache(maxsize=65536)
+def solve(
+    full: int, budget: Budget, starts: tuple[int, ...], powers: tuple[int, ...], layers: int, name: str = "this method"
+) -> tuple[int, ...]:
+    """How many tokens each stage keeps of a picture of ``full`` tokens: the most whose layer average meets the budget.
+
+    Stage s keeps ``full * ratio ** powers[s]`` (floor, at least 1) with one ``ratio`` for all stages. Raises
+    ``BudgetError`` with the least reachable budget when the layers before the first stage alone cost more.
+    """
+    allowed = budget.tokens(full)
+    if allowed >= full:
+        return (full,) * len(starts)
+
+    def counts(ratio: float) -> list[int]:
+        return [max(1, math.floor(full * ratio**p + 1e-9)) for p in powers]
+
+    least = average([1] * len(starts), starts, layers, full)
+    if least > allowed + 1e-9:
+        raise BudgetError(
+            f"{name} keeps all {full} vision tokens in its first {starts[0]} of {layers} layers, so the least "
+            f"layer-averaged budget is {math.ceil(least)} tokens, and {allowed:g} were asked for; raise the budget or "
+            "use a method at the decoder's input",
+            least=math.ceil(least),
+        )
+    low, high = 0.0, 1.0
+    for _ in range(50):  # the average is monotone in the ratio; floors rule out a closed form for several stages
+        middle = (low + high) / 2
+        low, high = (middle, high) if average(counts(middle), starts, layers, full) <= allowed + 1e-9 else (low, middle)
+    return tuple(counts(low))

@@ -1,0 +1,38 @@
+"""What a method may look at: one value (or vector) per vision token, never taken from eager attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TowerAttention:
+    """``[I, N]``: attention each token receives from the CLS row of the tower's layer ``layer``, summed over heads.
+
+    Where the tower has no CLS token: the mean over all rows of the attention received. A token made of several patches
+    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads).
+    """
+
+    layer: int = -2
+
+
+@dataclass(frozen=True)
+class TowerKeys:
+    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads, not normalised; mean over a token's patches."""
+
+    layer: int = -2
+
+
+@dataclass(frozen=True)
+class TextAttention:
+    """``[I, N]``: attention from the prompt's last row to each token, mean over heads.
+
+    ``of="previous"``: in the decoder layer before the stage, as it ran (FastV); ``of="next"``: in the layer the stage
+    stands before, recomputed from the states at its entry (PyramidDrop).
+    """
+
+    of: Literal["previous", "next"] = "previous"
+
+
+Signal = TowerAttention | TowerKeys | TextAttention

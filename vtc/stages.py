@@ -1,0 +1,192 @@
+"""One stage: hand the living tokens to the method, turn its ``Reduction`` into rows, merge features at anchor rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtc.errors import UnsupportedModel
+from vtc.layout import Layout, build_layout
+from vtc.merge import merge
+from vtc.methods.base import Method
+from vtc.models.base import Family, TowerRun
+from vtc.rows import choose_rows, gather_rows
+from vtc.schedule import solve
+from vtc.share import share
+from vtc.signals import Signal
+from vtc.state import Alive, Cut, Pass
+from vtc.tokens import Budget, Reduction, VisionTokens, top
+
+
+def open_pass(
+    p: Pass,
+    family: Family,
+    method: Method,
+    budget: Budget,
+    starts: tuple[int, ...],
+    runs: dict[str, TowerRun],
+    states: Tensor,
+) -> None:
+    """Find the pictures of this forward and solve the budget for each, once, on the CPU."""
+    heard = [runs[m] for m in p.ids if m in runs]
+    p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
+    powers = tuple(stage.power for stage in method.stages())
+    totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
+    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name) for total in totals]
+    p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
+    p.alive = Alive(
+        row=layout.row,
+        valid=layout.valid,
+        size=torch.ones(layout.row.shape, device=states.device),
+        grid=layout.grid,
+        count=layout.count,
+        newline_row=layout.newline_row,
+        newline_grid=layout.newline_grid,
+        newlines=layout.newlines,
+    )
+
+
+def living_tokens(p: Pass, states: Tensor) -> tuple[VisionTokens, Tensor]:
+    """The living tokens as they stand in ``states [B, n, D]`` (all rows, or those of the last cut), and their positions."""
+    alive, layout, before = p.alive, p.layout, p.last_cut
+    position = alive.row if before is None else torch.searchsorted(before.rows[layout.prompt], alive.row)
+    position = position.masked_fill(~alive.valid, 0)
+    features = gather_rows(states[layout.prompt], position)
+    tokens = VisionTokens(features, alive.valid, alive.size, alive.grid, alive.row, layout.prompt, alive.count)
+    return tokens, position
+
+
+def cut_stage(
+    p: Pass,
+    method: Method,
+    stage: int,
+    tokens: VisionTokens,
+    position: Tensor,
+    signals: dict[Signal, Tensor],
+    hybrid: bool,
+) -> Cut:
+    """Ask the method which of the living tokens go on, and make the rows the next layers run on."""
+    alive = p.alive
+    keep, newline_keep = split_newlines([k[stage] for k in p.keeps], alive.count, alive.newlines)
+    if keep == alive.count and newline_keep == alive.newlines:
+        reduction = Reduction.keep(every_token(tokens), tokens)
+    else:
+        reduction = method.reduce(stage, tokens, signals, keep)
+        if method.share and stage == 0:
+            reduction = share(tokens, reduction)
+    before = p.last_cut
+    p.alive = survivors(alive, tokens, reduction, keep, newline_keep)
+    rows, valid = rows_of(p.layout, p.alive, hybrid)
+    log_size = log_sizes(p, rows, tokens.features.dtype) if method.share else None
+    inside = rows if before is None else torch.searchsorted(before.rows, rows)
+    tokens.features = tokens.features[..., :0]  # the pass outlives the forward; the features need not
+    return Cut(tokens, reduction, position, rows, valid, log_size, inside)
+
+
+def survivors(
+    alive: Alive, tokens: VisionTokens, reduction: Reduction, keep: list[int], newline_keep: list[int]
+) -> Alive:
+    """The tokens that live on after a reduction, sizes added up by slot."""
+    anchor, used = reduction.anchor.clamp(min=0), reduction.anchor >= 0
+    grid = gather_rows(alive.grid, anchor).masked_fill(~used[..., None], -1)
+    newline_row, newline_grid = keep_newlines(alive, grid.masked_fill(~used[..., None], -2), newline_keep)
+    row = alive.row.gather(1, anchor)
+    return Alive(row, used, reduction.sizes(tokens), grid, keep, newline_row, newline_grid, newline_keep)
+
+
+def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor | None]:
+    """``(rows [B, K], valid)``: every real text row and the living vision rows of each prompt."""
+    kept = layout.text.clone()
+    for row, used in ((alive.row, alive.valid), (alive.newline_row, alive.newline_row >= 0)):
+        kept[layout.prompt[:, None].expand_as(row)[used], row[used]] = True
+    count = list(layout.text_count)
+    for prompt, n, m in zip(layout.prompts, alive.count, alive.newlines, strict=True):
+        count[prompt] += n + m
+    short = max(count)
+    if hybrid and any(short - n > spare for n, spare in zip(count, layout.spare_count, strict=True)):
+        raise UnsupportedModel(
+            "the decoder has recurrent layers, and prompts of this batch shrink by different amounts: filler rows would "
+            "enter their state; left-pad the batch, or run prompts with different pictures one by one"
+        )
+    return choose_rows(kept, layout.spare, count)
+
+
+def log_sizes(p: Pass, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[B, K]``: log of how many tokens each row stands for (0 for text), in float32 (float64 for float64 states)."""
+    alive, layout = p.alive, p.layout
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    sizes = torch.ones(p.batch, p.length, device=rows.device, dtype=exact)
+    prompt = layout.prompt[:, None].expand_as(alive.row)
+    sizes[prompt[alive.valid], alive.row[alive.valid]] = alive.size[alive.valid].clamp(min=1.0).to(exact)
+    return sizes.gather(1, rows).log()
+
+
+def merge_rows(states: Tensor, cut: Cut) -> Tensor:
+    """The rows of ``cut`` out of the incoming ``states``, with merged values at the anchors. Differentiable."""
+    out = gather_rows(states, cut.inside)
+    reduction, tokens = cut.reduction, cut.tokens
+    if not reduction.merges:
+        return out
+    value = reduction.features
+    if value is None:
+        incoming = gather_rows(states[tokens.prompt], cut.position)
+        value = merge_slots(incoming, cut)
+    return at_anchors(out, cut, value, accumulate=False)
+
+
+def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
+    """The rows of ``cut`` from states that were restored to full length; what was added to a slot's tokens in between
+    (DeepStack features) merges by the same slots as the tokens did."""
+    full, short = p.restored  # type: ignore[misc]
+    if states is full:
+        return short
+    taken = gather_rows(states, cut.rows)
+    if not any(c.reduction.merges for c in p.cuts):
+        return taken
+    first = p.cuts[0].tokens
+    group = own = gather_rows((states - full)[first.prompt], first.row)
+    for c in p.cuts:
+        group, own = merge_slots(group, c), gather_rows(own, c.reduction.anchor.clamp(min=0))
+    return at_anchors(taken, cut, group - own, accumulate=True)
+
+
+def merge_slots(features: Tensor, cut: Cut) -> Tensor:
+    """``[I, K, D]``: features of the cut's tokens, merged by its slots."""
+    r, tokens = cut.reduction, cut.tokens
+    return merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+
+
+def at_anchors(states: Tensor, cut: Cut, value: Tensor, accumulate: bool) -> Tensor:
+    """``states [B, K, D]`` of the cut's rows with ``value [I, K', D]`` put (or added) at the anchors' rows."""
+    tokens, used = cut.tokens, cut.reduction.anchor >= 0
+    row = tokens.row.gather(1, cut.reduction.anchor.clamp(min=0))
+    place = torch.searchsorted(cut.rows[tokens.prompt].contiguous(), row)
+    prompt = tokens.prompt[:, None].expand_as(place)
+    return states.index_put((prompt[used], place[used]), value[used].to(states.dtype), accumulate=accumulate)
+
+
+def every_token(tokens: VisionTokens) -> Tensor:
+    """``[I, N]``: all token indices, -1 in padding."""
+    index = torch.arange(tokens.row.shape[1], device=tokens.row.device).expand_as(tokens.row)
+    return index.masked_fill(~tokens.valid, -1)
+
+
+def split_newlines(keep: list[int], count: list[int], newlines: list[int]) -> tuple[list[int], list[int]]:
+    """Newline tokens count too: how many scored tokens and newlines each picture keeps, in proportion to what lives,
+    with at least one scored token."""
+    scored, lines = [], []
+    for k, c, n in zip(keep, count, newlines, strict=True):
+        scored.append(min(c, k - min(n, k * n // (c + n), k - 1)))
+        lines.append(k - scored[-1])
+    return scored, lines
+
+
+def keep_newlines(alive: Alive, grid: Tensor, keep: list[int]) -> tuple[Tensor, Tensor]:
+    """The newlines of the grid rows that kept the most tokens (``grid [I, K, 3]`` of the kept ones)."""
+    if alive.newline_row.shape[1] == 0:
+        return alive.newline_row, alive.newline_grid
+    same_row = (alive.newline_grid[:, None, :, :2] == grid[:, :, None, :2]).all(dim=-1)
+    chosen = top(same_row.sum(dim=1).float(), keep, alive.newline_row >= 0).sort(dim=1).values
+    index, used = chosen.clamp(min=0), chosen >= 0
+    row = alive.newline_row.gather(1, index).masked_fill(~used, -1)
+    return row, gather_rows(alive.newline_grid, index).masked_fill(~used[..., None], -1)

@@ -1,0 +1,83 @@
+"""What is known of one forward: which rows are vision tokens, which live on, and what each decoder layer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from vtc.layout import Layout
+from vtc.reporting import Stopwatch
+from vtc.signals import Signal
+from vtc.tokens import Reduction, VisionTokens
+
+
+@dataclass
+class Alive:
+    """The vision tokens that still live: ``[I, N]`` row, valid, size; grid ``[I, N, 3]``; newline_row ``[I, M]`` (-1
+    padded) with newline_grid; count and newlines as Python ints."""
+
+    row: Tensor
+    valid: Tensor
+    size: Tensor
+    grid: Tensor
+    count: list[int]
+    newline_row: Tensor
+    newline_grid: Tensor
+    newlines: list[int]
+
+
+@dataclass(eq=False)
+class Cut:
+    """What one stage did: the reduction of the tokens that lived, and the rows of the prompts it leaves.
+
+    position ``[I, N]``: where the tokens stood in the incoming states; rows ``[B, K]`` (ascending rows of the prompt),
+    valid ``[B, K]`` or None (all), log_size ``[B, K]`` or None (all 0); inside ``[B, K]``: those rows in the incoming
+    states.
+    """
+
+    tokens: VisionTokens
+    reduction: Reduction
+    position: Tensor
+    rows: Tensor
+    valid: Tensor | None
+    log_size: Tensor | None
+    inside: Tensor
+
+
+@dataclass
+class LayerPlan:
+    """What one decoder layer does to the states that reach it; kept, so that gradient checkpointing can replay it."""
+
+    enter: Cut | None = None  # a stage stands here
+    regather: Cut | None = None  # the states arrive full length again: take the rows of this earlier cut
+    rows: Cut | None = None  # the rows the layer runs on (None: all)
+    restore: bool = False  # full-length states leave the layer
+
+
+@dataclass
+class Pass:
+    """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
+    bool ``[B, N]`` on the CPU, True = real, or None (all real)."""
+
+    ids: dict[str, Tensor]
+    input_ids: Tensor | None
+    padding: Tensor | None
+    length: int
+    batch: int
+    clock: Stopwatch
+    layout: Layout | None = None
+    alive: Alive | None = None
+    keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
+    over: bool = False  # some picture must shrink
+    between: int = 0  # after how many of the first layers somebody reads full-length states
+    cuts: list[Cut] = field(default_factory=list)
+    plans: dict[int, LayerPlan] = field(default_factory=dict)
+    heard: dict[tuple[int, Signal], Tensor] = field(default_factory=dict)
+    restored: tuple[Tensor, Tensor] | None = None  # (full, short) states as they left the last restoring layer
+    rows_by_layer: dict[int, int] = field(default_factory=dict)
+    past_by_layer: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def last_cut(self) -> Cut | None:
+        return self.cuts[-1] if self.cuts else None
