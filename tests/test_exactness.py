@@ -162,7 +162,9 @@ def test_a_shared_row_equals_repeating_it(model_of):
     assert_close("decode", out.logits[-1], want)  # generate() gives float32
     vtc.patch(model, "divprune", budget=0.25)
     plain = generate(model, prompt, tokens=3)
-    assert (plain.logits[-1] - out.logits[-1]).abs().max() > 1e-3, "share changes nothing here, so the check proves nothing"
+    assert (plain.logits[-1] - out.logits[-1]).abs().max() > 1e-3, (
+        "share changes nothing here, so the check proves nothing"
+    )
 
 
 def merged_states(states: Tensor, cut) -> Tensor:

@@ -92,3 +92,11 @@ def test_gradient_reaches_every_token():
     got = spread(tokens, [[2, 7]])
     merge(tokens.features, got.slot, got.weight, tokens.size, 2).sum().backward()
     assert (tokens.features.grad.abs() > 0).all()
+
+
+def test_padding_joins_nothing():
+    tokens = batch([picture((1, 3, 4), 1), picture((1, 1, 3), 2)])
+    tokens.features[1, 3:] = 1.0
+    got = spread(tokens, [[2, 7], [1, -1]])
+    check(got, tokens, [2, 1])
+    assert got.sizes(tokens).sum(1).tolist() == [12, 3]

@@ -167,8 +167,14 @@ def features(model: nn.Module, modality: str, vision: dict):
     """What the model's own ``get_image_features`` or ``get_video_features`` makes of the inputs."""
     base = family_of(model).base
     call = base.get_image_features if modality == "image" else base.get_video_features
-    renamed = {key.replace("pixel_values_images", "pixel_values"): value for key, value in vision.items()}
-    return call(**renamed, return_dict=True)
+    pixels, others = pixels_first(vision)
+    return call(pixels, **others, return_dict=True)
+
+
+def pixels_first(vision: dict) -> tuple[Tensor, dict]:
+    """Pixels apart from the rest: they come first everywhere, under a name that changes between versions."""
+    key = next(key for key in vision if key.startswith("pixel_values"))
+    return vision[key], {name: value for name, value in vision.items() if name != key}
 
 
 def entry_counts(model: nn.Module, modality: str, vision: dict) -> list[int]:

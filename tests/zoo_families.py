@@ -392,7 +392,7 @@ def got_ocr2(layers):
 def aria(layers):
     config = tf.AriaConfig(
         vision_config=tower("idefics3_vision"),
-        text_config=text(None, layers, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+        text_config=text("aria_text", layers, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
         image_token_index=IMAGE,
         projector_patch_to_query_dict={36: 9},
     )

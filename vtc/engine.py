@@ -217,11 +217,11 @@ class Engine:
     def _on_all_rows(self, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A layer that runs on all rows of this forward, over a cache that may hold fewer columns than it reports."""
         layer = stored(kwargs.get("past_key_values"), index)
-        if layer is None or layer.kept is None:
+        if layer is None or (layer.kept is None and layer.tail == layer.logical):
             return forward(*args, **kwargs)
         batch, length = states.shape[:2]
         mask, held = kwargs.get("attention_mask"), layer.kept
-        if mask is None and length == 1 and held.valid is None and held.log_size is None:
+        if mask is None and length == 1 and (held is None or (held.valid is None and held.log_size is None)):
             return forward(*args, **kwargs)
 
         def cut_this_mask() -> Tensor | None:
@@ -229,7 +229,7 @@ class Engine:
             columns = layer.columns(length, batch, states.device)
             return cut_mask(mask, rows, columns, length, layer.logical + length, states.dtype, self._additive())
 
-        key = ("mask", id(mask), id(held.index), layer.logical, layer.tail, length)
+        key = ("mask", id(mask), id(held and held.index), layer.logical, layer.tail, length)
         return forward(*args, **{**kwargs, "attention_mask": self._once(key, (mask, held), cut_this_mask)})
 
     def _once(self, key: tuple, alive: Any, build: Callable[[], Any]) -> Any:

@@ -28,12 +28,13 @@ class Listener:
 
     def tower(self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Around ``get_image_features``: hear the tower's attention, note what came out."""
-        run = TowerRun(modality, arguments)
-        outer, self._running = self._running, run
+        if self._running is not None:  # Qwen3-VL reads a video through its picture path
+            return call()
+        run = self._running = TowerRun(modality, arguments)
         try:
             output = call()
         finally:
-            self._running = outer
+            self._running = None
         run.counts, run.output = self.family.entries(output), output
         self.runs[modality] = run
         return output
@@ -64,8 +65,15 @@ class Listener:
             self.runs = {m: r for m, r in self.runs.items() if features.get(m) is not None}
         for modality, output in features.items():
             run = self.runs.get(modality)
-            if output is not None and (run is None or not _same(run.output, output)):
-                self.runs[modality] = TowerRun(modality, {}, self.family.entries(output))
+            if output is None or (run is not None and _same(run.output, output)):
+                continue
+            counts = self.family.entries(output)
+            if run is not None and run.output is not None and sum(counts) < sum(run.counts):
+                raise NotReduced(
+                    f"this forward brings {sum(counts)} of the {sum(run.counts)} {modality} tokens just encoded: chunked "
+                    "prefill would select tokens chunk by chunk; generate without prefill_chunk_size"
+                )
+            self.runs[modality] = TowerRun(modality, {}, counts)
 
     def signal(
         self,

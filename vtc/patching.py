@@ -128,7 +128,9 @@ class Patch:
         for signal in sorted(tower, key=repr):
             towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
             for module in dict.fromkeys(towers):
-                self._undo.append(tap(module, lambda q, k, mask, scale, s=signal: ears.hear_tower(s, q, k, mask, scale)))
+                self._undo.append(
+                    tap(module, lambda q, k, mask, scale, s=signal: ears.hear_tower(s, q, k, mask, scale))
+                )
         for layer in sorted(decoder):
             module = family.decoder_attention(layer)
             self._undo.append(

@@ -83,7 +83,9 @@ def tower_received(q: Tensor, k: Tensor, mask: Tensor | None, cls: int, scale: f
     bool or additive) parts pictures that one call packs side by side."""
     if cls:
         return received_attention(q[:, :, :1], k, scale=scale).sum(dim=1)
-    parts = [_windows(one) for one in mask.expand(q.shape[0], -1, -1, -1)] if mask is not None and mask.dim() == 4 else None
+    parts = (
+        [_windows(one) for one in mask.expand(q.shape[0], -1, -1, -1)] if mask is not None and mask.dim() == 4 else None
+    )
     if parts is None:
         return received_attention(q, k, scale=scale).sum(dim=1) / q.shape[2]
     rows = []

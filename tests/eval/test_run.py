@@ -10,13 +10,21 @@ import torch
 
 import vtc
 from vtc.errors import DataError, VTCError
+from vtc.eval import plots
 from vtc.eval import run as runs
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.generate import Answerer
 from vtc.eval.journal import RunRefused, read
 from vtc.eval.run import evaluate
 
-QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False}
+QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False, "max_new_tokens": 4}
+
+
+@pytest.fixture(autouse=True)
+def no_plot(request, monkeypatch):
+    """Plots take longer than the runs; one test draws one."""
+    if "whole" not in request.node.name:
+        monkeypatch.setattr(plots, "available", lambda: False)
 
 
 @pytest.fixture
@@ -179,7 +187,7 @@ def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch)
     real = Answerer.answers
 
     def answers(self, inputs):
-        if inputs["input_ids"].shape[1] > 22:  # the longer of the two questions
+        if inputs["input_ids"].shape[1] > 30:  # 16 vision tokens and the long question
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return real(self, inputs)
 
@@ -189,7 +197,7 @@ def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch)
     with pytest.raises(DataError, match=r"q.jsonl:4: RuntimeError.*can't allocate memory"):
         go(file, output=file.parent / "strict")
     cell = go(file, allow_errors=True).summary["cells"]["random@0.5"]
-    assert cell["errors"] > 0 and cell["errors"] + cell["questions"] == 12
+    assert cell["errors"] == 1 and cell["questions"] == 11
 
 
 def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_rows, monkeypatch):

@@ -25,10 +25,10 @@ def run_of(model: nn.Module, vision: dict, modality: str = "image") -> tuple[Tow
     """The run of ``vision`` as the engine would record it, and its features ``[sum(counts), D]``."""
     family = family_of(model)
     call = family.base.get_image_features if modality == "image" else family.base.get_video_features
-    renamed = {key.replace("pixel_values_images", "pixel_values"): value for key, value in vision.items()}
-    output = call(**renamed, return_dict=True)
-    bound = inspect.signature(call).bind(**renamed)
-    run = TowerRun(modality, dict(bound.arguments), counts=family.entries(output))
+    pixels, others = zoo.pixels_first(vision)
+    output = call(pixels, **others, return_dict=True)
+    bound = dict(inspect.signature(call).bind(pixels, **others).arguments)
+    run = TowerRun(modality, {**bound, **bound.pop("kwargs", {})}, counts=family.entries(output))
     features = output.pooler_output
     if isinstance(features, (list, tuple)):
         features = torch.cat([entry.flatten(0, -2) for entry in features])

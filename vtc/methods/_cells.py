@@ -44,8 +44,8 @@ def cells(tokens: VisionTokens, keep: list[int]) -> Tensor:
     t, y, x = tokens.grid.where(tokens.valid[..., None], 0).unbind(2)
     wide, high = x.max() + 1, y.max() + 1
     order = ((t * high + y) * wide + x).where(tokens.valid, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-    t, y, x = (v.gather(1, order) for v in (t, y, x))
-    rank = torch.arange(t.shape[1], device=t.device).expand_as(t)  # from here on tokens stand in raster order
+    t, y = t.gather(1, order), y.gather(1, order)  # from here on tokens stand in raster order
+    rank = torch.arange(t.shape[1], device=t.device).expand_as(t)
     real = rank < count
 
     frame = t.where(real, torch.iinfo(t.dtype).max)
