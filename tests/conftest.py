@@ -21,7 +21,7 @@ def _model(name: str, attn: str, dtype: torch.dtype, layers: int):
 
 @pytest.fixture
 def model_of():
-    """``model_of(name, attn="sdpa", dtype=torch.float32)``: a tiny model, shared between tests, unpatched afterwards."""
+    """``model_of(name, attn="sdpa", dtype=torch.float32)``: a tiny model, shared by tests, unpatched afterwards."""
     import vtc
 
     used = []

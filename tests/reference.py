@@ -1,4 +1,4 @@
-"""Slow references: what a reduced model must equal, computed by masking (or repeating) columns of the unpatched model."""
+"""Slow references: what a reduced model must equal, computed by masking columns of the unpatched model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vtc.models import family_of
 
 @contextmanager
 def before_norm(model):
-    """Collects what enters the decoder's last norm: ``[B, N, D]`` per forward. Norms compute in float32 in many families
+    """Collects what enters the decoder's last norm: ``[B, N, D]`` per forward. Many norms compute in float32
     and would round differences of 1e-16 (and worse) away."""
     decoder = family_of(model).decoder
     norm = next(getattr(decoder, n) for n in ("norm", "final_layernorm", "ln_f") if hasattr(decoder, n))

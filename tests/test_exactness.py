@@ -11,7 +11,6 @@ from tests import zoo
 from tests.reference import before_norm, dropped_rows, masked, merged_input
 from tests.support import KINDS, MERGING, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
-from vtc.cache import RowCacheLayer
 from vtc.models import family_of
 
 
@@ -131,7 +130,7 @@ def test_the_cache_holds_exactly_the_kept_rows(family, method, model_of):
 
 
 def test_a_shared_row_equals_repeating_it(model_of):
-    """A row that stands for s tokens = s copies of the merged row at its position, in every layer, at prefill and decode."""
+    """A row that stands for s tokens = s copies of the merged row at its position, at prefill and decode."""
     model = model_of("llava", dtype=torch.float64)
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, "divprune", budget=0.25, share=True)

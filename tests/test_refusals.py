@@ -1,4 +1,4 @@
-"""Invariants 8 and 9: what cannot be reduced raises, naming the value, the bound and the remedy; never a silent no-op."""
+"""Invariants 8 and 9: what cannot be reduced raises, naming value, bound and remedy; never a silent no-op."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_generated_placeholder_does_not_trigger_a_reduction(model_of):
 
 
 def test_position_gaps_do_not_look_like_packed_sequences(model_of):
-    """Trap 2: with ``attention_mask=None``, no cache and gaps in the positions, the last query once lost the picture."""
+    """Trap 2: without mask and cache, gaps in the positions once cost the last query its picture."""
     model = model_of("llava", attn="eager")
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, "random", budget=0.25)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
@@ -24,6 +26,9 @@ class RowCacheLayer(DynamicLayer):
         self.record_past = False
         self._forget()
 
+    keys: Tensor  # None until the first update, as in every cache layer
+    values: Tensor
+
     def _forget(self) -> None:
         self.kept: Columns | None = None
         self.tail = 0
@@ -35,9 +40,10 @@ class RowCacheLayer(DynamicLayer):
         """Continue a plain dynamic layer (empty, or holding an unreduced first turn)."""
         own = cls(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
         if layer.get_seq_length() > 0:
-            own.lazy_initialization(layer.keys, layer.values)
-            own.keys, own.values = layer.keys, layer.values
-            own.tail, own.logical = layer.keys.shape[-2], layer.get_seq_length()
+            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
+            own.lazy_initialization(keys, values)
+            own.keys, own.values = keys, values
+            own.tail, own.logical = keys.shape[-2], layer.get_seq_length()
         return own
 
     def expect(self, columns: Columns, length: int) -> None:
@@ -101,7 +107,7 @@ class RowCacheLayer(DynamicLayer):
             self.kept = self.kept.each(change)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._reindex(lambda t: t.index_select(0, beam_idx.to(t.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -158,12 +164,12 @@ def row_layer(cache: Cache | None, index: int) -> RowCacheLayer | None:
         return layer
     if "Linear" in type(layer).__name__:  # recurrent state: nothing to size
         return None
-    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedModel(
             f"a cache layer of type {type(layer).__name__} cannot store a reduced prompt; use a plain DynamicCache"
         )
-    cache.layers[index] = RowCacheLayer.adopt(layer)
-    return cache.layers[index]
+    own = cache.layers[index] = RowCacheLayer.adopt(layer)
+    return own
 
 
 def check_cache(cache: Cache | None) -> None:

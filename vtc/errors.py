@@ -1,4 +1,4 @@
-"""What can go wrong, each with its remedy. User errors are ``ValueError`` subclasses that give value, bound and remedy."""
+"""What can go wrong, each with its remedy: ``ValueError`` subclasses that give value, bound and remedy."""
 
 
 class VTCError(ValueError):
@@ -21,7 +21,7 @@ class BudgetError(VTCError):
 
 
 class NotReduced(VTCError):
-    """A forward brought pictures over the budget and no stage of the patch ran: the answer would silently be unpatched."""
+    """A forward brought pictures over the budget and the patch did not run: the answer would silently be unpatched."""
 
 
 class UnknownName(VTCError):

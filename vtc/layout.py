@@ -1,4 +1,4 @@
-"""Where the pictures of one forward stand: placeholder rows matched with the tower's pictures, all counts known on the CPU."""
+"""Where the pictures of one forward stand: placeholder rows matched with the tower's pictures, counted on the CPU."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def build_layout(
     input_ids: Tensor | None,
     device: torch.device,
 ) -> Layout:
-    """Match placeholder rows with pictures. ``ids``: modality -> bool ``[B, L]`` on the CPU; ``padding`` bool on the CPU,
-    True = real. Raises ``NotReduced`` when counts do not match (chunked prefill, features of another prompt)."""
+    """Match placeholder rows with pictures. ``ids``: modality -> bool ``[B, L]``; ``padding`` bool, True = real; both
+    on the CPU. Raises ``NotReduced`` when counts do not match (chunked prefill, features of another prompt)."""
     pictures = [p for run in runs for p in _pictures(family, run, ids[run.modality], input_ids)]
     pictures.sort(key=lambda entries: (entries[0].prompt, int(entries[0].rows[0])))
     vision = torch.stack(list(ids.values())).any(dim=0)

@@ -70,8 +70,8 @@ class Listener:
             counts = self.family.entries(output)
             if run is not None and run.output is not None and sum(counts) < sum(run.counts):
                 raise NotReduced(
-                    f"this forward brings {sum(counts)} of the {sum(run.counts)} {modality} tokens just encoded: chunked "
-                    "prefill would select tokens chunk by chunk; generate without prefill_chunk_size"
+                    f"this forward brings {sum(counts)} of the {sum(run.counts)} {modality} tokens just encoded: "
+                    "chunked prefill would select tokens chunk by chunk; generate without prefill_chunk_size"
                 )
             self.runs[modality] = TowerRun(modality, {}, counts)
 

@@ -7,9 +7,10 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vtc.engine import Engine
 from vtc.errors import VTCError
@@ -30,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and hasattr(model, "get_base_model"):
-            inner = model.get_base_model()
+            inner = getattr(model, "get_base_model")()  # noqa: B009
         if inner is None or inner is model:
             return model
         model = inner
@@ -83,7 +84,8 @@ class Patch:
         self._undo.append(undo)
 
     def _wrap_layer(self, layer: nn.Module, index: int) -> None:
-        forward, engine = layer.forward, self.engine
+        forward: Callable = layer.forward
+        engine = self.engine
 
         # The layer's forward and not its hooks: everybody else's hooks then see full-length states.
         @functools.wraps(forward)
@@ -106,7 +108,8 @@ class Patch:
         self._replace(base, name, heard)
 
     def _wrap_placeholders(self, base: nn.Module) -> None:
-        build, engine = base.get_placeholder_mask, self.engine
+        build: Callable = getattr(base, "get_placeholder_mask")  # noqa: B009
+        engine = self.engine
 
         @functools.wraps(build)
         def seen(*args, **kwargs):
@@ -128,14 +131,13 @@ class Patch:
         for signal in sorted(tower, key=repr):
             towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
             for module in dict.fromkeys(towers):
-                self._undo.append(
-                    tap(module, lambda q, k, mask, scale, s=signal: ears.hear_tower(s, q, k, mask, scale))
-                )
+                self._undo.append(tap(module, partial(ears.hear_tower, signal)))
         for layer in sorted(decoder):
             module = family.decoder_attention(layer)
-            self._undo.append(
-                tap(module, lambda q, k, mask, scale, i=layer: ears.hear_decoder(engine.current, i, q, k, mask, scale))
-            )
+            self._undo.append(tap(module, partial(self._hear_decoder, layer)))
+
+    def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+        self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)
 
     def remove(self) -> None:
         """Undo every change, the latest first."""
@@ -180,7 +182,7 @@ def method_of(method: str | Method | type[Method] | None, options: dict[str, Any
     kind = registry[method] if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ValueError(f"method {method!r} is neither a name, a vtc.methods class nor an instance of one")
-    known = [f for f in getattr(kind, "__dataclass_fields__", {})]
+    known = list(getattr(kind, "__dataclass_fields__", {}))
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{kind.name} has no option {', '.join(unknown)}; it has {', '.join(known)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 class Picture:
     """One picture of the last prefill.
 
-    ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer; ``grid`` (t, y, x) and ``slot`` of each
-    scored token: ``slot[n]`` is the index of the token it was merged into (its own index if kept, -1 if dropped).
+    ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer; ``grid`` (t, y, x) and ``slot`` of
+    each scored token: ``slot[n]`` is the index of the token it was merged into (its own if kept, -1 if dropped).
     """
 
     prompt: int
@@ -39,9 +38,9 @@ class Picture:
 
 @dataclass
 class Report:
-    """``kv_bytes``: all keys and values in the real cache after the prefill (0 without a cache). ``flops``: the decoder's
-    linear layers and causal attention for the shapes that ran (multiply-add = 2; all experts of a mixture counted).
-    ``selection_ms``: choosing and merging tokens, signals included."""
+    """``kv_bytes``: all keys and values in the real cache after the prefill (0 without a cache). ``flops``: the
+    decoder's linear layers and causal attention for the shapes that ran (multiply-add = 2; all experts of a mixture
+    counted). ``selection_ms``: choosing and merging tokens, signals included."""
 
     method: str
     budget: str

@@ -25,7 +25,8 @@ class Columns:
 
     def each(self, change) -> Columns:
         """The same change applied to every tensor."""
-        return Columns(*(None if t is None else change(t) for t in (self.index, self.valid, self.log_size)))
+        valid, log_size = (None if t is None else change(t) for t in (self.valid, self.log_size))
+        return Columns(change(self.index), valid, log_size)
 
     def then(self, other: Columns) -> Columns:
         """These columns followed by ``other``; a missing tensor is filled with its default."""

@@ -19,7 +19,7 @@ class TowerAttention:
 
 @dataclass(frozen=True)
 class TowerKeys:
-    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads, not normalised; mean over a token's patches."""
+    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads and a token's patches, not normalised."""
 
     layer: int = -2
 

@@ -29,6 +29,7 @@ def open_pass(
 ) -> None:
     """Find the pictures of this forward and solve the budget for each, once, on the CPU."""
     heard = [runs[m] for m in p.ids if m in runs]
+    p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
     powers = tuple(stage.power for stage in method.stages())
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
@@ -47,7 +48,7 @@ def open_pass(
 
 
 def living_tokens(p: Pass, states: Tensor) -> tuple[VisionTokens, Tensor]:
-    """The living tokens as they stand in ``states [B, n, D]`` (all rows, or those of the last cut), and their positions."""
+    """The living tokens as they stand in ``states [B, n, D]`` (all rows, or those of the last cut), and where."""
     alive, layout, before = p.alive, p.layout, p.last_cut
     position = alive.row if before is None else torch.searchsorted(before.rows[layout.prompt], alive.row)
     position = position.masked_fill(~alive.valid, 0)
@@ -105,8 +106,8 @@ def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor 
     short = max(count)
     if hybrid and any(short - n > spare for n, spare in zip(count, layout.spare_count, strict=True)):
         raise UnsupportedModel(
-            "the decoder has recurrent layers, and prompts of this batch shrink by different amounts: filler rows would "
-            "enter their state; left-pad the batch, or run prompts with different pictures one by one"
+            "the decoder has recurrent layers, and prompts of this batch shrink by different amounts: filler rows "
+            "would enter their state; left-pad the batch, or run prompts with different pictures one by one"
         )
     return choose_rows(kept, layout.spare, count)
 

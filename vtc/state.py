@@ -66,8 +66,11 @@ class Pass:
     length: int
     batch: int
     clock: Stopwatch
-    layout: Layout | None = None
-    alive: Alive | None = None
+    layout: Layout = field(
+        init=False
+    )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
+    alive: Alive = field(init=False)
+    opened: bool = False
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
     over: bool = False  # some picture must shrink
     between: int = 0  # after how many of the first layers somebody reads full-length states

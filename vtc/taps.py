@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ class Stop(Exception):
 
 
 def tap(module: nn.Module, listen: Tap) -> Callable[[], None]:
-    """Call ``listen(q [B, H, n, d], k [B, Hk, m, d], mask, scale)`` at each attention call; returns the undo. A call that
-    packs several windows (``cu_seq_lens_q``: flash attention in Qwen's towers) is heard window by window.
+    """Call ``listen(q [B, H, n, d], k [B, Hk, m, d], mask, scale)`` at each attention call; returns the undo. A call
+    that packs several windows (``cu_seq_lens_q``: flash attention in Qwen's towers) is heard window by window.
 
     Raises ``UnsupportedModel`` when the module does not go through transformers' attention interface.
     """
@@ -73,7 +74,7 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
             window = slice(first, last if bounds is not None else None)
             listen(query.detach()[:, :, window], key.detach()[:, :, window], attention_mask, scale)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    run = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    run: Any = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)  # type: ignore[arg-type]
     return run(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -96,7 +97,7 @@ def tower_received(q: Tensor, k: Tensor, mask: Tensor | None, cls: int, scale: f
 
 
 def _windows(mask: Tensor) -> list[slice]:
-    """The runs of tokens that see each other in ``mask [1, n, n]``: cut wherever a token does not see the one before."""
+    """The runs of tokens that see each other in ``mask [1, n, n]``: cut where a token does not see the one before."""
     seen = mask[0] if mask.dtype == torch.bool else mask[0] > torch.finfo(mask.dtype).min / 2
     edges = [0, *((~seen.diagonal(-1)).nonzero()[:, 0] + 1).tolist(), seen.shape[0]]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]

@@ -25,7 +25,7 @@ class Budget:
         v = self.value
         if isinstance(v, bool) or not isinstance(v, (int, float)):
             raise BudgetError(
-                f"budget {v!r} is a {type(v).__name__}; give an int >= 1 (tokens a picture) or a float in (0, 1] (share)"
+                f"budget {v!r} is a {type(v).__name__}; give an int >= 1 (tokens) or a float in (0, 1] (a share)"
             )
         if isinstance(v, int) and v < 1:
             raise BudgetError(f"budget {v} is below 1 token; the least is 1 (or a share in (0, 1], like 0.25)")
@@ -83,8 +83,8 @@ class Reduction:
 
     slot ``[I, N]`` int: the slot each token goes to, -1 = dropped;
     anchor ``[I, K]`` int, ascending, -1 padded at the end: the token whose row and position a slot takes;
-    weight ``[I, N]`` or None: a slot's value is the weighted SUM of its tokens (None = size-weighted mean; a slot of one
-    token then keeps that token's value bit for bit);
+    weight ``[I, N]`` or None: a slot's value is the weighted SUM of its tokens (None = size-weighted mean; a slot of
+    one token then keeps that token's value bit for bit);
     features ``[I, K, D]`` or None: the slots' values when the method makes them itself;
     merges: False promises that every slot is one token with its own value (set by ``keep``), so nothing is summed.
     """

@@ -1,0 +1,239 @@
+"""How close a patched prefill comes to the ideal one, interleaved in one run.
+
+Whole = vision tower + projector + decoder; decoder = the decoder alone. *Ideal* is the same tower and decoder run on a
+sequence that never had the dropped rows: what no mechanism can beat. Weights are random: speed does not depend on them.
+
+    python scripts/bench_prefill.py                 # 12 x 1024 decoder, 576 vision tokens, float32, CPU (about 10 min)
+    python scripts/bench_prefill.py --shape 7b      # LLaVA-1.5-7B's true shape, bf16, on a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+import vtc
+from vtc.errors import BudgetError
+from vtc.methods import registry
+
+IMAGE, TEXT = 3, 40
+SHAPES = {
+    "small": dict(tower=(6, 1024, 16), decoder=(12, 1024, 16, 2816), vocab=1024),
+    "7b": dict(tower=(24, 1024, 16), decoder=(32, 4096, 32, 11008), vocab=32064),
+}
+
+
+def build(shape: str, device: str, dtype: torch.dtype):
+    """A LLaVA of random weights: CLIP-L-like tower at 336 pixels (576 tokens), Llama decoder."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    (depth, width, heads), (layers, hidden, attention, inner) = SHAPES[shape]["tower"], SHAPES[shape]["decoder"]
+    config = LlavaConfig(
+        vision_config=dict(
+            model_type="clip_vision_model",
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=dict(
+            model_type="llama",
+            vocab_size=SHAPES[shape]["vocab"],
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=attention,
+            num_key_value_heads=attention,
+            max_position_embeddings=4096,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=576,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        model = LlavaForConditionalGeneration(config).eval()
+        torch.set_default_dtype(torch.float32)
+    return model
+
+
+def inputs(model, batch: int) -> dict:
+    ids = torch.full((batch, TEXT + 576), 5)
+    ids[:, 8 : 8 + 576] = IMAGE
+    device = model.device
+    return dict(
+        input_ids=ids.to(device),
+        attention_mask=torch.ones_like(ids).to(device),
+        pixel_values=torch.randn(batch, 3, 336, 336).to(device, model.dtype),
+    )
+
+
+class Ideal:
+    """The decoder on rows that never were there. ``rows``: how many rows each layer has."""
+
+    def __init__(self, model, rows: list[int], batch: int):
+        self.text, self.rows = model.model.language_model, rows
+        width = model.config.text_config.hidden_size
+        self.states = torch.randn(batch, rows[0], width, device=model.device, dtype=model.dtype)
+
+    def __call__(self) -> None:
+        from transformers import DynamicCache
+
+        states, cache = self.states, DynamicCache(config=self.text.config)
+        tables = None
+        for layer, rows in zip(self.text.layers, self.rows, strict=True):
+            if tables is None or rows != states.shape[1]:
+                states = states[:, :rows].contiguous()
+                tables = self.text.rotary_emb(states, torch.arange(rows, device=states.device)[None])
+            states = layer(states, attention_mask=None, position_embeddings=tables, past_key_values=cache, use_cache=True)
+            states = states[0] if isinstance(states, tuple) else states
+        self.text.norm(states)
+
+
+def timed(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each run, interleaved: every repeat goes once through all of them."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            _wait()
+            start = time.perf_counter()
+            run()
+            _wait()
+            if repeat:  # the first round warms up
+                times[name].append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def compare(model, prompt: dict, method: str, budget: int, share: bool, repeats: int) -> dict | None:
+    """One row of the table; None where the method cannot reach the budget."""
+    batch = prompt["input_ids"].shape[0]
+    captured: dict = {}
+
+    def capture(module, args, kwargs):
+        captured.update(kwargs)
+
+    text = model.model.language_model
+    handle = text.register_forward_pre_hook(capture, with_kwargs=True)
+    full = Ideal(model, [TEXT + 576] * len(text.layers), batch)
+
+    def whole() -> None:
+        model(**prompt, logits_to_keep=1, use_cache=True)
+
+    whole()
+    embeds = captured["inputs_embeds"].clone()
+
+    options = {"share": True} if share else {}
+    vtc.patch(model, method, budget=budget, **options)
+    try:
+        whole()
+    except BudgetError as error:
+        vtc.unpatch(model)
+        handle.remove()
+        return {"method": method, "budget": budget, "least": error.least}
+    handle.remove()
+    report = vtc.report(model)
+    ideal = Ideal(model, report.rows_by_layer, batch)
+    patch = vtc.patch_of(model)
+    features = model.model.get_image_features(prompt["pixel_values"], return_dict=True)
+    ready = {k: v for k, v in prompt.items() if k != "pixel_values"}
+
+    def tower() -> None:
+        model.model.get_image_features(prompt["pixel_values"], return_dict=True)
+
+    def decoder_patched() -> None:
+        patch.engine.listener.runs = {"image": run_}
+        run_.output = features
+        model.model(**ready, mm_encoder_outputs={"image": features}, use_cache=True)
+
+    run_ = patch.engine.listener.runs["image"]
+    whole_times = timed({"patched": whole}, repeats)
+    decoder = timed({"patched": decoder_patched, "ideal": ideal, "full": full, "tower": tower}, repeats)
+    selection = vtc.report(model).selection_ms
+    bytes_held = report.kv_bytes
+    vtc.unpatch(model)
+    whole_times |= timed({"unpatched": whole}, repeats)
+    rows = sum(report.rows_by_layer) / len(report.rows_by_layer)
+    config = model.config.text_config
+    per_row = 2 * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * embeds.element_size()
+    exact = bytes_held == batch * sum(report.rows_by_layer) * per_row
+    ratios = [a / b for a, b in zip(decoder["patched"], decoder["ideal"], strict=True)]
+    return {
+        "method": method + ("+share" if share else ""),
+        "budget": budget,
+        "average_tokens": report.average_tokens,
+        "rows": rows,
+        "whole_unpatched_ms": statistics.median(whole_times["unpatched"]),
+        "whole_patched_ms": statistics.median(whole_times["patched"]),
+        "tower_ms": statistics.median(decoder["tower"]),
+        "decoder_full_ms": statistics.median(decoder["full"]),
+        "decoder_patched_ms": statistics.median(decoder["patched"]),
+        "decoder_ideal_ms": statistics.median(decoder["ideal"]),
+        "over_ideal": statistics.median(ratios),
+        "over_ideal_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "selection_ms": selection,
+        "kv_exact": exact,
+    }
+
+
+HEADER = (
+    "| method | tokens | whole: unpatched → patched ms | decoder: full / patched / ideal ms | patched ÷ ideal (quartiles) "
+    "| selection ms | KV exact |\n|---|---|---|---|---|---|---|"
+)
+
+
+def line(row: dict) -> str:
+    if "least" in row:
+        return f"| {row['method']} | {row['budget']} | least {row['least']} | | | | |"
+    low, high = row["over_ideal_quartiles"]
+    return (
+        f"| {row['method']} | {row['budget']} | {row['whole_unpatched_ms']:.0f} → {row['whole_patched_ms']:.0f} "
+        f"| {row['decoder_full_ms']:.0f} / {row['decoder_patched_ms']:.0f} / {row['decoder_ideal_ms']:.0f} "
+        f"| {row['over_ideal']:.2f} ({low:.2f}–{high:.2f}) | {row['selection_ms']:.1f} | {'yes' if row['kv_exact'] else 'NO'} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--methods", default=",".join([*registry, "divprune+share"]))
+    parser.add_argument("--budgets", default="192,128,64")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", help="write the rows as JSON lines")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    model = build(args.shape, device, dtype)
+    prompt = inputs(model, args.batch)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{args.shape}, {name}, {dtype}, torch {torch.__version__}, batch {args.batch}, median of {args.repeats}\n")
+    rows = []
+    cells = [(m, int(b)) for m in args.methods.split(",") for b in args.budgets.split(",")]
+    for spec, budget in tqdm(cells, unit="cell"):
+        method, _, shared = spec.partition("+")
+        rows.append(compare(model, prompt, method, budget, bool(shared), args.repeats))
+    print("\n" + HEADER)
+    print("\n".join(line(row) for row in rows))
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
