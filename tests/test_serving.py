@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import vtc
 from tests import zoo
-from tests.support import KINDS, PAIRS, SOME_PAIRS, engine, generate, kept, logits
+from tests.support import KINDS, PAIRS, SOME_PAIRS, engine, generate, kept, logits, refused
 from tests.tolerances import assert_close
 
 
@@ -189,6 +189,8 @@ def test_right_padding_ranks_by_the_last_real_row(model_of):
 def test_a_video_is_one_picture(family, method, model_of):
     model = model_of(family)
     prompt = zoo.video_prompt(model)
+    if (family, method) == ("video_llava", "pool"):  # its frames keep a CLS token, which has no place
+        return refused(model, method, prompt)
     plain = logits(model, prompt)
     vtc.patch(model, method, budget=0.25)
     ours = logits(model, prompt)

@@ -84,6 +84,20 @@ def test_anyres_rows_end_in_newlines(name):
         assert (ends[:, 2] == high[:, 2].max() + 1).all()
 
 
+def test_onevision_shrinks_large_pictures():
+    """A picture over its budget of tiles is interpolated: signals travel through the same interpolation."""
+    model = model_of("llava_onevision")
+    model.base_model.config.vision_aspect_ratio = "anyres_max_1"
+    vision = dict(inputs(model, "image"), vision_aspect_ratio="anyres_max_1")
+    run, depends, shape = token_map(model, vision)
+    places = family_of(model).places(run)
+    assert [len(place.grid) for place in places] == run.counts
+    assert run.counts[0] < 36 + 11 * 12  # what it has without interpolation
+    run.captured[TowerKeys()] = [torch.eye(depends.shape[1], dtype=torch.float64).view(*shape, -1)]
+    landed = torch.cat(family_of(model).align(run, TowerKeys()))
+    assert torch.equal(landed != 0, depends)
+
+
 def test_onevision_pictures_that_are_not_tiled_end_in_one_newline():
     model = model_of("llava_onevision")
     vision = dict(inputs(model, "image"), batch_num_images=torch.tensor([2]))
@@ -128,8 +142,9 @@ def test_received_attention_compares_across_windows(name):
     model = model_of(name)
     run, _ = run_of(model, inputs(model, "image"))
     patches = [count * (1 if name == "llava_pixtral" else 4) for count in run.counts]
-    windows = [size for n in patches for size in (n // 4, n - n // 4)]
-    run.captured[TowerAttention()] = [torch.full((1, size), 1 / size, dtype=torch.float64) for size in windows]
+    windows = [size for n in patches for size in (n // 4, n - n // 4)] if name in zoo.QWEN else patches
+    heard = [torch.full((1, size), 1 / size, dtype=torch.float64) for size in windows]
+    run.captured[TowerAttention()] = heard if name in zoo.QWEN else [torch.cat(heard, dim=1)]  # one call, masked
     for values, n in zip(family_of(model).align(run, TowerAttention()), patches, strict=True):
         torch.testing.assert_close(values, torch.full_like(values, 1 / n))
 

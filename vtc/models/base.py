@@ -18,7 +18,8 @@ class TowerRun:
     ``arguments``: the call's bound arguments (``pixel_values``, ``image_sizes``, ``image_grid_thw``, ...);
     ``counts``: language-model tokens of each entry, in order; ``captured``: for each signal the raw tensors, in order,
     one per attention call or, where one call serves several windows by ``cu_seq_lens``, one per window
-    (``[T, n]`` or ``[T, n, d]``, CLS column still in place).
+    (``[T, n]`` or ``[T, n, d]``, CLS column still in place). Mean received attention is a mean over the rows that see
+    the token: those of its window.
     """
 
     modality: str  # "image" | "video"

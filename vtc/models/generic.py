@@ -79,8 +79,8 @@ class Generic(Family):
         features = getattr(output, "pooler_output", output)
         if isinstance(features, (list, tuple)):
             return [entry.shape[:-1].numel() for entry in features]
-        if features.dim() == 3:
-            return [features.shape[1]] * features.shape[0]
+        if features.dim() >= 3:  # [I, n, D], or [I, rows, columns, D] in older versions
+            return [features.shape[1:-1].numel()] * features.shape[0]
         raise UnsupportedModel(
             f"{self.name}: picture features of shape {tuple(features.shape)} do not say where one picture ends; "
             "update transformers (5.8 or later splits them)"

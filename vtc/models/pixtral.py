@@ -8,7 +8,7 @@ from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
 from vtc.models.maps import block_mean, join_packed, raster_place
-from vtc.signals import Signal, TowerAttention
+from vtc.signals import Signal
 
 
 @register("mistral3")
@@ -32,7 +32,7 @@ class Pixtral(Generic):
     def spread(self, run: TowerRun, captured: list[Tensor], signal: Signal) -> list[Tensor]:
         grids = self.patch_grids(run)
         lengths = [rows * columns for rows, columns in grids]
-        packed = join_packed(captured, lengths, received=isinstance(signal, TowerAttention))
+        packed = join_packed(captured, lengths, received=False)  # a picture is one window: already its mean
         side = self.side
         return [
             block_mean(values[None], rows // side, columns // side, side)[0]
