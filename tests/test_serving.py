@@ -223,3 +223,24 @@ def test_tiles_with_words_between_are_one_picture(model_of):
     logits(model, zoo.prompt(model, 2))
     assert [p.tokens_in for p in vtc.report(model).pictures] == [48, 48]
     assert [p.average for p in vtc.report(model).pictures] == [6, 6]
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_a_picture_and_a_video_in_one_prompt(family, model_of):
+    model = model_of(family)
+    first, second = zoo.prompt(model, 1), zoo.video_prompt(model)
+    both = {k: torch.cat([first[k], second[k]], dim=1) for k in zoo.PER_TOKEN if k in first}
+    both |= {k: v for one in (first, second) for k, v in one.items() if k not in zoo.PER_TOKEN}
+    vtc.patch(model, "visionzip", budget=0.5)
+    sets = []
+    for one in (first, second, both):
+        logits(model, one)
+        sets.append(kept(model))
+    assert sets[2] == sets[0] + sets[1]
+    assert [p.tokens_by_layer[0] for p in vtc.report(model).pictures] == [
+        p // 2
+        for p in (
+            int((first["input_ids"] == model.config.image_token_id).sum()),
+            int((second["input_ids"] == model.config.video_token_id).sum()),
+        )
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.errors import UnsupportedModel
+from vtc.errors import NotReduced, UnsupportedModel
 from vtc.layout import Layout, build_layout
 from vtc.merge import merge
 from vtc.methods.base import Method
@@ -29,6 +29,7 @@ def open_pass(
 ) -> None:
     """Find the pictures of this forward and solve the budget for each, once, on the CPU."""
     heard = [runs[m] for m in p.ids if m in runs]
+    _check_heard(p, runs)
     p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
     powers = tuple(stage.power for stage in method.stages())
@@ -45,6 +46,17 @@ def open_pass(
         newline_grid=layout.newline_grid,
         newlines=layout.newlines,
     )
+
+
+def _check_heard(p: Pass, runs: dict[str, TowerRun]) -> None:
+    """Every placeholder must belong to features that were computed (both modalities may share one placeholder id)."""
+    covered = [where for modality, where in p.ids.items() if modality in runs]
+    for modality, where in p.ids.items():
+        if modality not in runs and not (covered and bool((torch.stack(covered).any(dim=0) | ~where).all())):
+            raise NotReduced(
+                f"the prompts hold {int(where.sum())} {modality} placeholders and no {modality} features were computed "
+                f"(get_{modality}_features did not run); pass the {modality} itself with the prompt"
+            )
 
 
 def living_tokens(p: Pass, states: Tensor) -> tuple[VisionTokens, Tensor]:

@@ -18,14 +18,14 @@ def test_one_seed_is_one_draw_and_another_is_another():
     tokens = batch([picture((1, 8, 8), 1), picture((1, 8, 8), 2)])
     first, again, other = (reduce(Random(seed=s), tokens, [16, 16]).anchor.tolist() for s in (3, 3, 4))
     assert first == again != other
-    assert first[0] == first[1]
+    assert first[0] != first[1], "pictures of one size must not keep the same places"
 
 
-def test_features_and_global_seed_do_not_matter():
+def test_the_global_seed_does_not_matter():
     torch.manual_seed(1)
     first = reduce(Random(), batch([picture((1, 8, 8), 1)]), [16]).anchor.tolist()
     torch.manual_seed(2)
-    assert first == reduce(Random(), batch([picture((1, 8, 8), 9)]), [16]).anchor.tolist()
+    assert first == reduce(Random(), batch([picture((1, 8, 8), 1)]), [16]).anchor.tolist()
 
 
 @pytest.mark.parametrize("seed", [-1, True, 1.0, "1", None, 2**63])

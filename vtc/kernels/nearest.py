@@ -14,7 +14,7 @@ def unit(features: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest(
-    queries: Tensor, targets: Tensor, allowed: Tensor, skip_self: bool = False, rows: int = 1024
+    queries: Tensor, targets: Tensor, allowed: Tensor, skip_self: bool = False, rows: int = 512
 ) -> tuple[Tensor, Tensor]:
     """The index ``[I, N]`` of the allowed target of largest cosine, and that cosine ``[I, N]``.
 

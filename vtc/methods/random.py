@@ -13,15 +13,17 @@ from vtc.methods.base import Method, Stage
 from vtc.signals import Signal
 from vtc.tokens import Reduction, VisionTokens
 
+DRAWS, STRIDE = 1 << 17, 7919
+
 
 @register("random")
 @dataclass(frozen=True)
 class Random(Method):
     """Keep ``keep[i]`` tokens drawn at random.
 
-    Token n of every picture has the n-th draw of ``seed``, so pictures of one size keep the same places, alone and in
-    a batch; for an error bar over draws run several seeds. ``layer`` moves the cut inside the decoder (an int, or a
-    fraction of depth): the baseline to set beside in-decoder methods.
+    One list of draws a ``seed``; each picture starts reading it at a place given by its own largest token, so that
+    pictures differ, and a picture keeps the same tokens alone and in a batch. ``layer`` moves the cut inside the
+    decoder (an int, or a fraction of depth): the baseline to set beside in-decoder methods.
     """
 
     name: ClassVar[str] = "random"
@@ -39,5 +41,8 @@ class Random(Method):
         return (Stage(self.layer),)
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        draw = torch.rand(tokens.row.shape[1], generator=torch.Generator().manual_seed(self.seed))
-        return Reduction.top(draw.to(tokens.row.device).expand_as(tokens.row), keep, tokens)
+        draws = torch.rand(DRAWS, generator=torch.Generator().manual_seed(self.seed)).to(tokens.row.device)
+        norm = tokens.features.float().norm(dim=-1).nan_to_num(0.0).masked_fill(~tokens.valid, -1.0)
+        start = norm.argmax(dim=1, keepdim=True) * STRIDE
+        place = (start + torch.arange(tokens.row.shape[1], device=start.device)) % DRAWS
+        return Reduction.top(draws[place], keep, tokens)
