@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+# Threads that spin while they wait starve each other on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test test-all lint setup clean
 
@@ -20,10 +22,10 @@ demo: setup
 	OMP_NUM_THREADS=2 $(BIN)/vtc demo --output runs/demo
 
 test: setup lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-all: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

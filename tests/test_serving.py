@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -31,7 +33,9 @@ def test_a_padded_ragged_batch_answers_as_each_prompt_alone(family, method, mode
 @pytest.mark.parametrize(("family", "method"), SOME_PAIRS)
 def test_beams_keep_what_one_prompt_keeps(family, method, model_of):
     model = model_of(family)
-    prompts = [zoo.prompt(model, n, seed=n) for n in (2, 1)]
+    # Before features were handed to beams ready-made, transformers mixed up a prompt's several pictures by itself.
+    several = 2 if "mm_encoder_outputs" in inspect.signature(model.forward).parameters else 1
+    prompts = [zoo.prompt(model, n, seed=n) for n in (several, 1)]
     vtc.patch(model, method, budget=0.4)
     alone = [generate(model, prompt, num_beams=3).sequences[0, -4:] for prompt in prompts]
     both = generate(model, zoo.batch(prompts), num_beams=3).sequences[:, -4:]

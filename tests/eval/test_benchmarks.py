@@ -39,7 +39,9 @@ def test_every_benchmark_keeps_the_contract(name, tmp_path, rows, write_rows):
 
 
 def test_jsonl_reads_all_forms(write_rows):
-    file = write_rows([GOOD, {**GOOD, "id": 7, "image": ["0.png", "1.png"], "answer": ["red", "dark red"], "type": "t"}])
+    file = write_rows(
+        [GOOD, {**GOOD, "id": 7, "image": ["0.png", "1.png"], "answer": ["red", "dark red"], "type": "t"}]
+    )
     benchmark = JSONL(data=file)
     first, second = benchmark.samples()
     assert (first.id, first.answers, first.type) == ("a", ("red",), "")
@@ -119,5 +121,9 @@ def test_easy_vqa_official_files():
     benchmark = registry["easy_vqa"](data_dir=EASY)
     samples = list(benchmark.samples())
     assert len(samples) == benchmark.count() == 9673 and not any(s.error for s in samples)
-    assert sum(s.type == "yes/no" for s in samples) == 7136 and {s.type for s in samples} == {"yes/no", "color", "shape"}
+    assert sum(s.type == "yes/no" for s in samples) == 7136 and {s.type for s in samples} == {
+        "yes/no",
+        "color",
+        "shape",
+    }
     assert benchmark.pictures(samples[-1])[0].size == (64, 64)

@@ -17,7 +17,13 @@ def test_normalise():
 
 @pytest.mark.parametrize(
     ("answer", "expected", "score"),
-    [("Yes.", ["yes"], 1), ("t-shirt", ["tshirt"], 1), ("a cat", ["cat"], 0), ("cat", ["dog", "Cat"], 1), ("", ["no"], 0)],
+    [
+        ("Yes.", ["yes"], 1),
+        ("t-shirt", ["tshirt"], 1),
+        ("a cat", ["cat"], 0),
+        ("cat", ["dog", "Cat"], 1),
+        ("", ["no"], 0),
+    ],
 )
 def test_exact_match(answer, expected, score):
     assert exact_match(answer, expected) == score

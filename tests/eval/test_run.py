@@ -71,7 +71,9 @@ def test_a_whole_run(go, rows, write_rows):
 def test_the_model_is_left_as_it_was(go, vlm, rows, write_rows):
     before = dict(vlm[0].state_dict())
     go(write_rows(rows))
-    assert vtc.patch_of(vlm[0]) is None and all(before[k] is v or before[k].equal(v) for k, v in vlm[0].state_dict().items())
+    assert vtc.patch_of(vlm[0]) is None and all(
+        before[k] is v or before[k].equal(v) for k, v in vlm[0].state_dict().items()
+    )
 
 
 def test_a_full_budget_answers_as_the_unpatched_model(go, rows, write_rows):

@@ -1,0 +1,220 @@
+"""Trains a tiny LLaVA on easy-VQA's train split, for `vtc eval --benchmark easy_vqa`; the test split is never read.
+
+OMP_NUM_THREADS=1 python scripts/train_easy_vqa.py --data-dir ../shared/data/easy_vqa --output runs/easy_vqa_model
+
+First the tower learns each picture's shape and colour, as far as its questions tell them; then projector and decoder
+learn the answers, many questions about a picture in one row. OUTPUT holds the state that answered best on the last
+tenth of the train pictures, which are not trained on. Started again, it goes on where it was stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from vtc.eval.scenes.train.export import CHAT_TEMPLATE, export
+from vtc.eval.scenes.train.export import processor as scenes_processor
+from vtc.eval.scenes.train.model import WIDTH, autocast, build, parameter_count, tower_features
+from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
+from vtc.eval.scenes.train.stage1 import shuffled
+from vtc.eval.scenes.vocabulary import BOS, EOS, IMAGE, PAD, SPECIAL
+
+SIZE, PATCH, TOKENS = 64, 8, 64
+PREFIX = [BOS, SPECIAL.index("USER:"), *[IMAGE] * TOKENS]
+SHAPES = ("circle", "rectangle", "triangle")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+BATCH, ROOM = {"tower": 32, "decoder": 8}, 176  # pictures a step, the longest packed row
+TOWER_SHARE, HOLD, LAYER = 0.3, 0.5, 4  # of the time; at the full rate, of each part's time; told shape and colour
+EVERY = 60  # seconds between two looks at the held-out pictures
+
+
+class Data(NamedTuple):
+    """The train split: pictures, shape and colour as far as known, and questions as token ids with their answer's."""
+
+    pixels: np.ndarray
+    traits: Tensor
+    questions: list[list[tuple[list[int], int]]]
+    processor: LlavaProcessor
+
+
+def traits(question: str, answer: str) -> dict[int, int]:
+    """What a question and its answer tell: {0: shape} and {1: colour}."""
+    words, known = question.rstrip("?").split(), {answer}
+    if words[0] == "what" or (answer == "yes") != ("not" in words or "no" in words):
+        known.update(words)
+    return {n: names.index(x) for n, names in enumerate((SHAPES, COLORS)) for x in names if x in known}
+
+
+def make_processor(words: list[str]) -> LlavaProcessor:
+    """One token a word, pads on the left; a picture becomes 64 placeholders."""
+    tokens = Tokenizer(models.WordLevel({w: n for n, w in enumerate((*SPECIAL, *words))}, unk_token="<unk>"))
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("?", "isolated")]
+    tokens.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokens.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    names |= {"padding_side": "left", "additional_special_tokens": ["<image>"]}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
+    pictures = scenes_processor().image_processor
+    pictures.size = pictures.crop_size = {"height": SIZE, "width": SIZE}
+    return LlavaProcessor(pictures, tokenizer, PATCH, "default", CHAT_TEMPLATE, num_additional_image_tokens=1)
+
+
+def load(folder: Path) -> Data:
+    """Everything of the train split in memory."""
+    rows = json.loads((folder / "train" / "questions.json").read_text())
+    processor = make_processor(sorted({w for q, a, _ in rows for w in f"{q} {a}".replace("?", " ? ").split()}))
+    count = 1 + max(row[2] for row in rows)
+    pixels = [np.asarray(Image.open(folder / "train" / "images" / f"{n}.png").convert("RGB")) for n in range(count)]
+    known, questions = torch.full((count, 2), -100), [[] for _ in range(count)]
+    for question, answer, n in rows:
+        for group, value in traits(question, answer).items():
+            known[n, group] = value
+        *prompt, last = processor.tokenizer.encode(f"{question} ASSISTANT: {answer}", add_special_tokens=False)
+        questions[n].append((prompt, last))
+    return Data(np.stack(pixels), known, questions, processor)
+
+
+def pack(questions: list[list[tuple[list[int], int]]], room: int) -> tuple[Tensor, ...]:
+    """One row a picture -> ids, mask, positions, answers [A, 3]: row, column before the word, the word."""
+    rows, answers = [], []
+    for number, asked in enumerate(questions):
+        row = [(token, 0, n) for n, token in enumerate(PREFIX)]
+        for segment, (prompt, answer) in enumerate(asked, 1):
+            if (end := len(row) + len(prompt)) < room:
+                row += [(token, segment, len(PREFIX) + n) for n, token in enumerate((*prompt, answer))]
+                answers += [(number, end - 1, answer), (number, end, EOS)]
+        rows.append(row)
+    length = max(map(len, rows))
+    ids, segments, positions = torch.tensor([r + [(PAD, -1, 0)] * (length - len(r)) for r in rows]).unbind(-1)
+    visible = ((segments[:, None] == 0) | (segments[:, :, None] == segments[:, None])).tril()
+    mask = torch.zeros(visible.shape, dtype=torch.bfloat16).masked_fill(~visible, torch.finfo(torch.bfloat16).min)
+    return ids, mask[:, None], positions, torch.tensor(answers)
+
+
+def shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each picture moved by up to four pixels, every other one mirrored."""
+    wide = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="edge")
+    cut = [p[y : y + SIZE, x : x + SIZE] for p, (y, x) in zip(wide, rng.integers(0, 9, (len(pixels), 2)), strict=True)]
+    return np.stack([p[:, ::-1] if rng.random() < 0.5 else p for p in cut])
+
+
+class Student(nn.Module):
+    """The model, and heads for shape and colour that only training sees: on CLS, mean patch, decoder layer 4."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        config = build().config
+        config.image_seq_length, config.vision_config.image_size, config.vision_config.num_hidden_layers = TOKENS, 64, 4
+        config.text_config.vocab_size = len(data.processor.tokenizer)
+        self.data, self.model = data, LlavaForConditionalGeneration(config)
+        self.model.set_attn_implementation("eager")  # the fastest for short rows
+        self.heads = nn.ModuleList([nn.Linear(WIDTH, len(SHAPES) + len(COLORS)) for _ in range(3)])
+
+    def told(self, head: int, states: Tensor, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Loss and hits of the shape and colour of these pictures, read off these states."""
+        both = self.heads[head](states.float()).split([len(SHAPES), len(COLORS)], 1)
+        pairs = list(zip(both, self.data.traits[index].T, strict=True))
+        hits = [(scores.argmax(1) == gold)[gold >= 0].float() for scores, gold in pairs]
+        return torch.stack([F.cross_entropy(scores, gold) for scores, gold in pairs]).sum(), torch.cat(hits)
+
+    def tower(self, index: np.ndarray, pixels: np.ndarray, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """Loss and hits of shape and colour, read off the CLS token and off the mean patch."""
+        with autocast():
+            hidden, pooled = tower_features(self.model, torch.from_numpy(pixels))
+        loss, hits = self.told(0, pooled, index)
+        return loss + self.told(1, hidden[:, 1:].mean(1), index)[0], hits
+
+    def decoder(self, index: np.ndarray, pixels: np.ndarray, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """Loss and hits of the answers; the tower stays as it is. Without a generator, of every question."""
+        asked = [self.data.questions[n] for n in index]
+        if rng is not None:
+            asked = [[q[n] for n in rng.permutation(len(q))] for q in asked]
+        ids, mask, positions, answers = pack(asked, 10**6 if rng is None else ROOM)
+        with autocast():
+            with torch.no_grad():
+                features = tower_features(self.model, torch.from_numpy(pixels))[0][:, 1:]
+            words, seen = self.model.get_input_embeddings()(ids), self.model.model.multi_modal_projector(features)
+            rows = torch.cat([words[:, :2], seen.to(words.dtype), words[:, len(PREFIX) :]], 1)
+            inputs = {"inputs_embeds": rows, "attention_mask": mask, "position_ids": positions}
+            out = self.model.model.language_model(**inputs, use_cache=False, output_hidden_states=True)
+            last, middle = (x[answers[:, 0], answers[:, 1]] for x in (out.last_hidden_state, out.hidden_states[LAYER]))
+            logits = self.model.lm_head(last).float()
+        gold, word = answers[:, 2], answers[:, 2] != EOS
+        loss = F.cross_entropy(logits[word], gold[word]) + 0.1 * F.cross_entropy(logits[~word], gold[~word])
+        loss = loss + 0.3 * self.told(2, middle[word], index[answers[word, 0]])[0]
+        return loss, (logits.argmax(1) == gold)[word].float()
+
+
+def train(student: Student, minutes: float, out: Path) -> None:
+    """For so many minutes; `OUT.state.pt` holds the state between runs."""
+    path, at = out.with_name(out.name + ".state.pt"), {"tower": 0, "decoder": 0, "spent": 0.0, "best": 0.0}
+    inner, data = student.model.model, student.data
+    body = [inner.vision_tower, inner.multi_modal_projector, inner.language_model]
+    optimisers = Optimisers(body, [student.model.lm_head, student.heads])
+    if path.exists():
+        at, weights, moments = torch.load(path)
+        student.load_state_dict(weights)
+        optimisers.restore(moments)
+    index = np.arange(len(data.questions))
+    trained, held = np.split(index, [len(index) - max(1, len(index) // 10)])
+    print(f"{parameter_count(student.model):.2f}M parameters; {len(trained)} pictures, {len(held)} held out")
+    clock, rng, hits = Clock(minutes, at["spent"]), np.random.default_rng((0, at["tower"] + at["decoder"])), []
+    batches = {part: shuffled(len(trained), min(size, len(trained)), at[part]) for part, size in BATCH.items()}
+    bar = tqdm(total=round(clock.budget), initial=round(clock.spent), unit="s", mininterval=5)
+    while clock.fraction < 1:
+        part = "tower" if clock.fraction < TOWER_SHARE else "decoder"
+        begun, share = (0, TOWER_SHARE) if part == "tower" else (TOWER_SHARE, 1 - TOWER_SHARE)
+        index = next(batches[part])
+        loss, hit = getattr(student, part)(index, shifted(data.pixels[index], rng), rng)
+        loss.backward()
+        optimisers.step(rate_factor(at[part], (clock.fraction - begun) / share, HOLD))
+        at[part] += 1
+        hits.append(hit)
+        bar.update(round(min(clock.spent, clock.budget)) - bar.n)
+        if clock.spent < at["spent"] + EVERY and clock.fraction < 1:
+            continue
+        pieces = np.array_split(held, len(held) // 50 + 1)
+        with torch.no_grad():
+            right = torch.cat([getattr(student, part)(n, data.pixels[n], None)[1] for n in pieces]).mean().item()
+        train_right, at["spent"] = torch.cat(hits).mean().item(), clock.spent
+        text = f"{part} step {at[part]} {clock.spent:.0f}s train {train_right:.4f} held out {right:.4f}"
+        tqdm.write(text, file=sys.stdout)
+        hits.clear()
+        if part == "decoder" and right >= at["best"]:
+            at["best"], fresh = right, out.with_name(out.name + ".best")
+            export(student.model, fresh)
+            data.processor.save_pretrained(fresh)
+            shutil.rmtree(out, ignore_errors=True)
+            os.replace(fresh, out)
+        save(path, (at, student.state_dict(), optimisers.state()))
+    bar.close()
+    print(f"done: {at['tower']} + {at['decoder']} steps, {clock.spent:.0f}s, best held out {at['best']:.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="holds train/questions.json and train/images/")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the trained model and its processor")
+    parser.add_argument("--minutes", type=float, default=12, help="wall-clock budget (default 12)")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    train(Student(load(args.data_dir)), args.minutes, args.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a benchmark is: where samples come from, how one is asked, how an answer is scored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from vtc.errors import DataError
+from vtc.eval.metrics import exact_match
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question. ``images`` is whatever the benchmark's ``pictures`` turns into pictures: nothing is decoded yet.
+
+    ``where`` says where the row stands (file:line). A row that cannot be used has ``error``, the reason, and is never
+    asked nor scored. ``type`` and the coarser ``group`` split the tables.
+    """
+
+    id: str
+    question: str = ""
+    answers: tuple[str, ...] = ()
+    images: tuple[Any, ...] = ()
+    type: str = ""
+    group: str = ""
+    where: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A source of samples. ``data``: a file of rows; ``data_dir``: the folder that pictures stay inside; ``limit``:
+    only the first so many samples (None = all)."""
+
+    name: ClassVar[str] = ""
+    frame: ClassVar[str] = "USER: {question} ASSISTANT:"  # for processors without a chat template
+    max_new_tokens: ClassVar[int] = 16
+
+    data: Path | None = None
+    data_dir: Path | None = None
+    split: str = "test"
+    seed: int = 0
+    limit: int | None = None
+
+    def samples(self) -> Iterator[Sample]:
+        """Every sample, in an order that never changes, streamed."""
+        raise TypeError(f"{type(self).__name__} does not define samples()")
+
+    def pictures(self, sample: Sample) -> list[Image.Image]:
+        """The sample's pictures as RGB. Raises ``DataError``."""
+        return list(sample.images)
+
+    def score(self, answer: str, sample: Sample) -> float:
+        """The answer's score in [0, 1]."""
+        return exact_match(answer, sample.answers)
+
+    def count(self) -> int | None:
+        """How many samples there are, when that is cheap to know."""
+        return None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must not change between two halves of one run."""
+        return {"name": self.name, "split": self.split, "seed": self.seed, "limit": self.limit}
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give an existing file") from None

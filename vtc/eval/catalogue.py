@@ -1,0 +1,61 @@
+"""The registered methods as a table: where they cut, what they look at, what they are."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from rich.table import Table
+
+from vtc.methods import registry
+from vtc.methods.base import Method
+from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
+
+
+def site(method: Method) -> str:
+    """Where it cuts, in words."""
+    return ", ".join("decoder input" if s.layer == 0 else f"layer {layer(s.layer)}" for s in method.stages())
+
+
+def layer(value: int | float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{100 * value:g} %"
+
+
+def sees(signal: Signal) -> str:
+    """A signal in words."""
+    match signal:
+        case TowerAttention(layer=n):
+            return f"tower attention ({n})"
+        case TowerKeys(layer=n):
+            return f"tower keys ({n})"
+        case TextAttention(of=of):
+            return f"text attention ({of} layer)"
+    return type(signal).__name__
+
+
+def table() -> Table:
+    """One row a method with its default options."""
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("method", "cuts at", "signals", "trains", "share"):
+        out.add_column(title)
+    for name, make in registry.items():
+        method = make()
+        seen = dict.fromkeys(sees(s) for n in range(len(method.stages())) for s in method.signals(n))
+        share = "yes" if any(s.layer == 0 for s in method.stages()) else "no"
+        trains = "yes" if method.trains else "no"
+        out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share)
+    return out
+
+
+def papers() -> Table:
+    """Where each method comes from, its options and its documented variants."""
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    out.add_column("method")
+    out.add_column("from; options; variants")
+    for name, make in registry.items():
+        options = ", ".join(f"{f.name}={short(f.default)}" for f in fields(make) if f.name != "share")
+        out.add_row(f"[bold]{name}[/bold]", "; ".join(filter(None, (make.paper, options, make.variants))))
+    return out
+
+
+def short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"

@@ -1,0 +1,30 @@
+"""``vtc demo``: every method on the built-in testbed, in minutes on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vtc.eval import scenes
+from vtc.eval.benchmarks import registry
+from vtc.eval.journal import RunRefused
+from vtc.eval.load import load
+from vtc.eval.run import Results, evaluate
+from vtc.methods import registry as methods
+
+VARIANTS = ("divprune+share", "visionzip+share", "random:layer=0.0625")  # the last: FastV's control
+
+
+def run(output: Path, questions: int, specs: Sequence[str], budgets: Sequence[int | float]) -> Results:
+    """Goes on where an interrupted demo stopped; one with other settings is replaced."""
+    specs = list(specs) or [*methods, *VARIANTS]
+    model, processor = load(str(scenes.checkpoint_path()), "float32", "cpu")
+    benchmark = registry["scenes"](limit=questions)
+    once = partial(
+        evaluate, model, processor, benchmark, specs, budgets, output, batch_size=39, timing_batch=4, repeats=5
+    )
+    try:
+        return once(name="scenes checkpoint")
+    except RunRefused:  # other settings or weights; another writer is refused again
+        return once(name="scenes checkpoint", overwrite=True)

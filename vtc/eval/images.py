@@ -1,0 +1,101 @@
+"""Pictures from strangers: kept inside one folder, measured before they are decoded, always RGB in the end."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vtc.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 64_000_000
+
+
+def load_image(path: str | Path, root: str | Path, max_pixels: int = MAX_PIXELS, where: str = "") -> Image.Image:
+    """The picture at ``path`` (relative to ``root``) as RGB, upright.
+
+    EXIF rotation is applied, of an animation frame 0 is taken, 16 bits become 8 by their upper byte, and transparent
+    pixels are laid on white. ``where`` (file:line) opens every error message. Raises ``DataError``.
+    """
+    file = resolve(str(path), Path(root), where)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            with Image.open(file, formats=FORMATS) as picture:
+                check_size(picture.size, path, max_pixels, where)
+                picture.seek(0)
+                return to_rgb(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise fail(where, path, f"is more than {max_pixels:,} pixels; scale it down first") from None
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
+        raise fail(where, path, f"cannot be read as a picture ({describe(file, error)}); replace it") from None
+
+
+def resolve(path: str, root: Path, where: str) -> Path:
+    """The regular file that ``path`` names inside ``root``; anything else raises ``DataError``."""
+    if "://" in path or path.startswith("data:"):
+        raise fail(where, path, "is a URL; download the picture and give its path relative to the data folder")
+    if not path or "\0" in path:
+        raise fail(where, path, "is not a path; give one relative to the data folder")
+    if os.path.isabs(path) or path.startswith("~") or (len(path) > 1 and path[1] == ":"):
+        raise fail(where, path, "is an absolute path; give one relative to the data folder")
+    if ".." in Path(path).parts or ".." in path.split("\\"):
+        raise fail(where, path, "leaves the data folder through '..'; move the picture inside")
+    home = os.path.realpath(root)
+    real = os.path.realpath(os.path.join(home, path))
+    if os.path.commonpath([home, real]) != home:
+        raise fail(where, path, "is a link that leaves the data folder; copy the picture inside")
+    try:
+        mode = os.stat(real).st_mode
+    except OSError:
+        raise fail(where, path, f"does not exist in {root}; add it or give the right --data-dir") from None
+    if not stat.S_ISREG(mode):
+        raise fail(where, path, "is not a regular file; give a picture file")
+    return Path(real)
+
+
+def check_size(size: tuple[int, int], path: str | Path, max_pixels: int, where: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise fail(where, path, f"is {width} x {height} pixels; the least is 1 x 1")
+    if width * height > max_pixels:
+        raise fail(
+            where, path, f"is {width} x {height} = {width * height:,} pixels, above {max_pixels:,}; scale it down"
+        )
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode as RGB; transparency is composited on white."""
+    if picture.mode.startswith("I"):  # 16-bit grey, whatever its byte order: keep the upper byte
+        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def describe(file: Path, error: Exception) -> str:
+    """What is wrong with a file that Pillow refused, in a few words."""
+    with open(file, "rb") as stream:
+        head = stream.read(64).lstrip().lower()
+    if not head:
+        return "the file is empty"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<svg")):
+        return "it holds HTML or XML, not pixels: a failed download?"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"no picture format of {', '.join(FORMATS)}"
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def fail(where: str, path: str | Path, problem: str) -> DataError:
+    return DataError(f"{where + ': ' if where else ''}picture {str(path)[:200]!r} {problem}")

@@ -1,0 +1,112 @@
+"""``pareto.png``: accuracy over layer-averaged vision tokens, a line a method. matplotlib is imported only here."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from vtc.eval.cells import UNPATCHED
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3294", "#8c510a", "#1b7837", "#b2182b")
+BASELINES = ("random", "grid", "pool")
+GREYS = ("#555555", "#888888", "#b0b0b0")
+
+
+def available() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
+    """For each method its (tokens, accuracy %, standard error %), by tokens."""
+    out: dict[str, list[tuple[float, float, float]]] = {}
+    for name in summary["order"]:
+        cell = summary["cells"][name]
+        if name != UNPATCHED and cell.get("questions"):
+            point = (cell["tokens"], 100 * cell["accuracy"], 100 * (cell["stderr"] or 0))
+            out.setdefault(name.rpartition("@")[0], []).append(point)
+    return {method: sorted(points) for method, points in out.items()}
+
+
+def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
+    """Baselines grey, the others coloured; ``+share`` dashed and other options dotted, in their method's colour."""
+    plain = list(dict.fromkeys(family(m) for m in methods))
+    colored = [m for m in plain if m not in BASELINES]
+    color = {m: COLORS[n % len(COLORS)] for n, m in enumerate(colored)}
+    color |= {m: GREYS[BASELINES.index(m)] for m in plain if m in BASELINES}
+    return {
+        m: {
+            "color": color[family(m)],
+            "linestyle": "-" if m == family(m) else "--" if "+" in m else ":",
+            "marker": "D" if "+" in m else "o",
+            "markerfacecolor": color[family(m)] if m == family(m) else "white",
+        }
+        for m in methods
+    }
+
+
+def family(method: str) -> str:
+    """A method's name without its options."""
+    return method.split("+")[0].split(":")[0]
+
+
+def pareto(summary: dict[str, Any], path: Path) -> None:
+    """Draw the figure into ``path`` (PNG)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    lines, base = curves(summary), summary["cells"][UNPATCHED]
+    figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for method, style in styles(list(lines)).items():
+        x, y, error = zip(*lines[method], strict=True)
+        axes.errorbar(x, y, yerr=error, label=method, linewidth=1.7, markersize=4.5, elinewidth=0.7, **style)
+    if base.get("questions"):
+        full = 100 * base["accuracy"]
+        axes.axhline(full, color="black", linewidth=1, linestyle=":")
+        note(axes, full, f"unpatched {full:.1f} %, {base['tokens']:.0f} tokens", "black")
+    if (low := 100 * summary["floor"]) > 0:
+        axes.axhline(low, color="#999999", linewidth=0.8, linestyle=":")
+        note(axes, low, "floor", "#777777")
+    tokens = sorted({p[0] for points in lines.values() for p in points})
+    if tokens and tokens[0] > 0:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(apart(tokens)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="vision tokens a picture, averaged over decoder layers (log scale)", ylabel="accuracy (%)")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if lines:
+        legend_by_height(axes, lines)
+    figure.savefig(path, format="png")
+
+
+def note(axes: Any, height: float, text: str, color: str) -> None:
+    """A text on top of a horizontal line, at the left."""
+    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 4), "textcoords": "offset points"}
+    axes.annotate(text, (0.01, height), fontsize=9, color=color, **place)
+
+
+def apart(values: list[float], factor: float = 1.3) -> list[float]:
+    """The values that a log axis can label without overlap."""
+    out: list[float] = []
+    for value in values:
+        if not out or value >= factor * out[-1]:
+            out.append(value)
+    return out
+
+
+def legend_by_height(axes: Any, lines: dict[str, list[tuple[float, float, float]]]) -> None:
+    """A legend beside the axes, best mean on top; methods that miss budgets which others reach come last."""
+    handles, labels = axes.get_legend_handles_labels()
+
+    def rank(n: int) -> tuple[int, float]:
+        points = lines[labels[n]]
+        return -len(points), -sum(accuracy for _, accuracy, _ in points) / len(points)
+
+    order = sorted(range(len(labels)), key=rank)
+    place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
+    axes.legend([handles[n] for n in order], [labels[n] for n in order], fontsize=9, **place)

@@ -1,0 +1,35 @@
+"""The built-in testbed: pictures drawn from a seed, questions about them, and a small trained model that answers.
+
+Drawing and asking need numpy and Pillow only; the checkpoint is a folder that transformers loads.
+"""
+
+from pathlib import Path
+
+from .ask import ONE_HOP, TWO_HOP, TYPES, Question, ask
+from .draw import CROWD, PATCH, SIZE, Object, Scene, scene
+from .sample import PROMPT, Sample, samples
+from .splits import SPLITS
+
+__all__ = [
+    "CROWD",
+    "ONE_HOP",
+    "PATCH",
+    "PROMPT",
+    "SIZE",
+    "SPLITS",
+    "TWO_HOP",
+    "TYPES",
+    "Object",
+    "Question",
+    "Sample",
+    "Scene",
+    "ask",
+    "checkpoint_path",
+    "samples",
+    "scene",
+]
+
+
+def checkpoint_path() -> Path:
+    """The folder of the trained model: an argument for `from_pretrained`."""
+    return Path(__file__).parent / "checkpoint"

@@ -1,0 +1,1 @@
+"""Training of the checkpoint that ships with the scenes; only `scripts/train_scenes.py` needs it."""

@@ -1,0 +1,81 @@
+"""The trained model as a plain folder that transformers loads: fp16 weights, processor, tokenizer."""
+
+import copy
+import os
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.utils import logging
+
+from ..draw import PATCH, SIZE
+from ..vocabulary import BOS, EOS, IDS, PAD
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word, pads on the left."""
+    words = Tokenizer(models.WordLevel(dict(IDS), unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        padding_side="left",
+        additional_special_tokens=["<image>"],
+        model_max_length=512,
+    )
+
+
+def processor() -> LlavaProcessor:
+    """Pillow image processor and tokenizer; a picture becomes 196 placeholders."""
+    pictures = CLIPImageProcessorPil(
+        do_resize=True,
+        size={"height": SIZE, "width": SIZE},
+        do_center_crop=False,
+        crop_size={"height": SIZE, "width": SIZE},
+        do_normalize=True,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        do_convert_rgb=True,
+    )
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer(),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def export(model: LlavaForConditionalGeneration, out: Path) -> None:
+    """Writes the folder beside the old one, then takes its place."""
+    logging.disable_progress_bar()
+    fresh, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    half = copy.deepcopy(model)
+    half.half()
+    settings = half.generation_config
+    settings.eos_token_id, settings.pad_token_id, settings.bos_token_id = EOS, PAD, BOS
+    half.save_pretrained(fresh)
+    processor().save_pretrained(fresh)
+    for file in fresh.iterdir():
+        file.chmod(0o644)
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(fresh, out)
+    shutil.rmtree(old, ignore_errors=True)

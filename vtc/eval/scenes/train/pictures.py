@@ -1,0 +1,68 @@
+"""Training pictures, drawn once by a few processes and kept as bytes on disk."""
+
+import multiprocessing
+import pickle
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from ..draw import SIZE, Object, scene
+from ..splits import SPLITS
+from .labels import Labels, label
+
+CHUNK = 1000
+EASY, CROWDED = 0.2, 0.2
+"""Shares of the training pictures; the rest are plain."""
+
+
+@dataclass
+class Pictures:
+    """Training pictures in memory order: easy ones first, then the others (crowded and plain)."""
+
+    pixels: np.ndarray
+    objects: list[tuple[Object, ...]]
+    labels: Labels
+    easy: int
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+
+def _flavour(index: int, count: int) -> dict[str, bool]:
+    """Whether picture `index` of `count` is easy, crowded or plain."""
+    easy = int(count * EASY)
+    return {"easy": index < easy, "crowded": easy <= index < easy + int(count * CROWDED)}
+
+
+def _draw(job: tuple[Path, int, int, int, int]) -> None:
+    """Draws pictures [start, stop) into the shared file and pickles the rest beside it."""
+    folder, first, start, stop, count = job
+    pixels = np.lib.format.open_memmap(folder / "pixels.npy", "r+")
+    objects, labels = [], []
+    for index in range(start, stop):
+        drawn = scene(first + index, **_flavour(index, count))
+        pixels[index] = np.asarray(drawn.image)
+        objects.append(drawn.objects)
+        labels.append(label(drawn))
+    stacked = Labels(**{f.name: np.stack([getattr(x, f.name) for x in labels]) for f in fields(Labels)})
+    (folder / f"{start}.pkl").write_bytes(pickle.dumps((objects, stacked)))
+
+
+def prepare(folder: Path, first: int, count: int, processes: int = 2) -> Pictures:
+    """Pictures of the training seeds first .. first + count, drawn unless the folder holds them already."""
+    if first < 0 or first + count > (most := len(SPLITS["train"])):
+        raise ValueError(f"pictures {first} to {first + count} leave the training seeds: ask for at most {most}")
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, count, CHUNK)
+    if not (folder / "done").exists():
+        shape = (count, SIZE, SIZE, 3)
+        np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape).flush()
+        jobs = [(folder, SPLITS["train"][first], s, min(s + CHUNK, count), count) for s in starts]
+        with multiprocessing.Pool(processes) as pool:
+            pool.map(_draw, jobs, chunksize=1)
+        (folder / "done").touch()
+    parts = [pickle.loads((folder / f"{s}.pkl").read_bytes()) for s in starts]
+    objects = [o for part in parts for o in part[0]]
+    labels = Labels(**{f.name: np.concatenate([getattr(p[1], f.name) for p in parts]) for f in fields(Labels)})
+    return Pictures(np.load(folder / "pixels.npy", mmap_mode="r"), objects, labels, int(count * EASY))

@@ -1,0 +1,90 @@
+"""From the lines of a run to its figures. The same lines give the same bytes, however often the run was interrupted."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtc.eval.cells import UNPATCHED
+from vtc.eval.metrics import normalise, retention, standard_error
+
+
+@dataclass
+class Tally:
+    """Running sums over the answered questions of one cell (and type)."""
+
+    count: int = 0
+    errors: int = 0
+    score: float = 0.0
+    square: float = 0.0
+    tokens: float = 0.0
+
+    def add(self, line: dict[str, Any]) -> None:
+        if "error" in line:
+            self.errors += 1
+            return
+        self.count += 1
+        self.score += line["score"]
+        self.square += line["score"] ** 2
+        self.tokens += line["tokens"]
+
+    def figures(self) -> dict[str, Any]:
+        n = self.count
+        accuracy = self.score / n if n else math.nan
+        error = standard_error(accuracy, self.square / n, n) if n else math.nan
+        tokens = self.tokens / n if n else math.nan
+        return {"accuracy": accuracy, "stderr": error, "tokens": tokens, "questions": n, "errors": self.errors}
+
+
+@dataclass
+class Cell:
+    whole: Tally = field(default_factory=Tally)
+    groups: dict[str, Tally] = field(default_factory=dict)
+    types: dict[str, Tally] = field(default_factory=dict)
+    votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
+
+
+def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, tokens, by type too.
+
+    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell.
+    """
+    cells = {name: Cell() for name in names}
+    closed: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, str] = {}
+    for line in lines:
+        if "closed" in line:
+            closed[line["cell"]] = line
+            continue
+        cell, kind, group = cells[line["cell"]], line.get("type", ""), line.get("group", "")
+        kinds.setdefault(kind, group)
+        for tally in (
+            cell.whole,
+            cell.types.setdefault(kind, Tally()),
+            cell.groups.setdefault(group, Tally()),
+        ):
+            tally.add(line)
+        if "error" not in line:
+            cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
+    base = cells[UNPATCHED]
+    low = floor(base)
+    out = {}
+    for name, cell in cells.items():
+        if name in closed:
+            out[name] = {"closed": closed[name]["closed"], "least": closed[name].get("least")}
+            continue
+        figures = cell.whole.figures()
+        figures["retention"] = retention(figures["accuracy"], base.whole.figures()["accuracy"], low)
+        figures["types"] = {kind: tally.figures() for kind, tally in sorted(cell.types.items())}
+        figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
+        out[name] = figures | {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+    return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
+
+
+def floor(cell: Cell) -> float:
+    """What a blind answerer reaches: each type's most common accepted answer, always given."""
+    hits = sum(votes.most_common(1)[0][1] for votes in cell.votes.values() if votes)
+    return hits / cell.whole.count if cell.whole.count else 0.0

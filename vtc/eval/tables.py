@@ -1,0 +1,151 @@
+"""A run as tables: Markdown for a file, rich for a terminal. Numbers with their error, slow things called slow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEAD = ["method", "budget", "accuracy %", "retention %", "tokens", "prefill ms", "speed-up", "KV cache", "GFLOPs"]
+
+
+def order_key(budget: int | float | None) -> tuple[int, int | float]:
+    """Sorts budgets: shares ascending, then token counts ascending."""
+    return (isinstance(budget, int), budget or 0)
+
+
+def split(name: str) -> tuple[str, str]:
+    """A cell's name as (method, budget in words)."""
+    method, at, budget = name.rpartition("@")
+    if not at:
+        return name, "all"
+    return method, budget if "." not in budget and "e" not in budget else f"{100 * float(budget):g} %"
+
+
+def number(value: float | None, form: Callable[[float], str]) -> str:
+    return "-" if value is None or math.isnan(value) else form(value)
+
+
+def percent(value: float | None, error: float | None = None) -> str:
+    text = number(value, lambda v: f"{100 * v:.1f}")
+    return text + (f" ± {100 * error:.1f}" if text != "-" and error is not None and not math.isnan(error) else "")
+
+
+def bytes_text(value: float) -> str:
+    """Bytes in powers of 1,000."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def speed(timing: dict[str, Any]) -> str:
+    """The speed-up, or plainly that there is none."""
+    factor = timing["speedup"]
+    return f"{factor:.2f}x" if factor >= 1 else f"{factor:.2f}x (slower)"
+
+
+def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
+    """A row a cell: method, budget and the figures of ``HEAD``."""
+    rows = []
+    for name in summary["order"]:
+        cell, (method, budget) = summary["cells"][name], split(name)
+        if "closed" in cell:
+            rows.append([method, budget, f"least {cell['least']}" if cell["least"] is not None else "n/a"] + ["-"] * 6)
+            continue
+        timing = measured.get(name, {}).get("timing")
+        milliseconds = f"{timing['prefill_ms']:.2f} ± {timing['iqr_ms'] / 2:.2f}" if timing else "-"
+        rows.append(
+            [
+                method,
+                budget,
+                percent(cell["accuracy"], cell["stderr"]),
+                percent(cell["retention"]),
+                number(cell["tokens"], lambda v: f"{v:.1f}"),
+                milliseconds,
+                ("1" if budget == "all" else speed(timing)) if timing else "-",
+                number(cell["kv_bytes"], bytes_text),
+                number(cell["flops"], lambda v: f"{v / 1e9:.3g}"),
+            ]
+        )
+    return rows
+
+
+def type_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Accuracy by question type: each group, then its types. No rows where there is one type only."""
+    kinds = summary["groups_of_types"]
+    if len(kinds) < 2:
+        return [], []
+    groups = sorted(set(kinds.values()), key=lambda g: (not g.startswith("one"), g))
+    columns = [(group, kind) for group in groups for kind in ["", *sorted(k for k in kinds if kinds[k] == group)]]
+    columns = [c for c in columns if c[0] or c[1]]
+    rows = []
+    for name in summary["order"]:
+        cell = summary["cells"][name]
+        if "closed" not in cell:
+            parts = [cell["types"].get(kind) if kind else cell["groups"].get(group) for group, kind in columns]
+            rows.append([*split(name), *(percent(part["accuracy"]) if part else "-" for part in parts)])
+    return ["method", "budget", *(kind or f"**{group}**" for group, kind in columns)], rows
+
+
+def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """What a reader must know to read the numbers."""
+    cells, settings, versions = summary["cells"], summary["settings"], summary["settings"]["versions"]
+    base = cells[summary["order"][0]]
+    out = [
+        f"{base.get('questions', 0):,} questions a cell of `{settings['benchmark']['name']}` "
+        f"({settings['benchmark']['split']}). Accuracy ± one standard error; retention = (accuracy - floor) / "
+        f"(unpatched - floor), floor {percent(summary['floor'])} % (each type's commonest answer). "
+        "Tokens: a picture's vision tokens averaged over decoder layers. "
+        "KV cache and GFLOPs: one prompt, decoder prefill.",
+        f"`{settings['model_class']}`, {settings['dtype']}, {settings['device']}, attention {settings['attention']}, "
+        f"{settings['processor']}, torch {versions['torch']}, transformers {versions['transformers']}.",
+    ]
+    if timings := [entry["timing"] for entry in measured.values() if "timing" in entry]:
+        out.append(
+            f"Prefill: median ± half the inter-quartile range over {timings[0]['repeats']} turns of a batch of "
+            f"{timings[0]['batch']}, vision tower and selection inside; speed-up: median over turns against the "
+            "unpatched model run moments before."
+        )
+    if errors := sum(cell.get("errors", 0) for cell in cells.values()):
+        out.append(f"**{errors} answers are missing because of errors** (see `results.jsonl`); they are not scored.")
+    for name, cell in cells.items():
+        if "closed" in cell:
+            out.append(f"{name}: {cell['closed']}")
+    return out
+
+
+def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
+    """Everything as one Markdown page."""
+    parts = [grid(HEAD, main_rows(summary, measured))]
+    head, rows = type_rows(summary)
+    if rows:
+        parts += ["Accuracy (%) by question type:", grid(head, rows)]
+    return "\n\n".join([*parts, *notes(summary, measured)]) + "\n"
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    align = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, align, *rows])
+
+
+def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
+    """The main table for a terminal, a line between methods."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for n, title in enumerate(HEAD):
+        table.add_column(title, justify="left" if n == 0 else "right", no_wrap=n != 0)
+    before = ""
+    for row in main_rows(summary, measured):
+        if before and row[0] != before:
+            table.add_section()
+        slow = "slower" in row[6]
+        table.add_row(
+            row[0] if row[0] != before else "", *row[1:6], f"[red]{row[6]}[/red]" if slow else row[6], *row[7:]
+        )
+        before = row[0]
+    return table
