@@ -1,6 +1,7 @@
-"""Trains a tiny LLaVA on easy-VQA's train split, for `vtc eval --benchmark easy_vqa`; the test split is never read.
+r"""Trains a tiny LLaVA on easy-VQA's train split, for `vtc eval --benchmark easy_vqa`; the test split is never read.
 
-OMP_NUM_THREADS=1 python scripts/train_easy_vqa.py --data-dir ../shared/data/easy_vqa --output runs/easy_vqa_model
+OMP_NUM_THREADS=1 python scripts/train_easy_vqa.py --minutes 16 \
+    --data-dir ../shared/data/easy_vqa --output runs/easy_vqa_model
 
 First the tower learns each picture's shape and colour, as far as its questions tell them; then projector and decoder
 learn the answers, many questions about a picture in one row. OUTPUT holds the state that answered best on the last
@@ -9,46 +10,34 @@ tenth of the train pictures, which are not trained on. Started again, it goes on
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import models, pre_tokenizers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vtc.eval.scenes.train.export import CHAT_TEMPLATE, export
+from vtc.eval.scenes.train.export import export
 from vtc.eval.scenes.train.export import processor as scenes_processor
 from vtc.eval.scenes.train.model import WIDTH, autocast, build, parameter_count, tower_features
 from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
 from vtc.eval.scenes.train.stage1 import shuffled
 from vtc.eval.scenes.vocabulary import BOS, EOS, IMAGE, PAD, SPECIAL
 
-SIZE, PATCH, TOKENS = 64, 8, 64
+SIZE, TOKENS = 64, 64
 PREFIX = [BOS, SPECIAL.index("USER:"), *[IMAGE] * TOKENS]
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-BATCH, ROOM = {"tower": 32, "decoder": 8}, 176  # pictures a step, the longest packed row
+BATCH, ROOM, EVERY = {"tower": 32, "decoder": 8}, 176, 60  # pictures a step, longest row, seconds between evaluations
 TOWER_SHARE, HOLD, LAYER = 0.3, 0.5, 4  # of the time; at the full rate, of each part's time; told shape and colour
-EVERY = 60  # seconds between two looks at the held-out pictures
-
-
-class Data(NamedTuple):
-    """The train split: pictures, shape and colour as far as known, and questions as token ids with their answer's."""
-
-    pixels: np.ndarray
-    traits: Tensor
-    questions: list[list[tuple[list[int], int]]]
-    processor: LlavaProcessor
 
 
 def traits(question: str, answer: str) -> dict[int, int]:
@@ -60,21 +49,18 @@ def traits(question: str, answer: str) -> dict[int, int]:
 
 
 def make_processor(words: list[str]) -> LlavaProcessor:
-    """One token a word, pads on the left; a picture becomes 64 placeholders."""
-    tokens = Tokenizer(models.WordLevel({w: n for n, w in enumerate((*SPECIAL, *words))}, unk_token="<unk>"))
-    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("?", "isolated")]
-    tokens.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokens.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    names |= {"padding_side": "left", "additional_special_tokens": ["<image>"]}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
-    pictures = scenes_processor().image_processor
-    pictures.size = pictures.crop_size = {"height": SIZE, "width": SIZE}
-    return LlavaProcessor(pictures, tokenizer, PATCH, "default", CHAT_TEMPLATE, num_additional_image_tokens=1)
+    """That of the scenes for pictures of 64 x 64, which become 64 placeholders, and for these words."""
+    processor = scenes_processor()
+    processor.image_processor.size = processor.image_processor.crop_size = {"height": SIZE, "width": SIZE}
+    tokens = processor.tokenizer.backend_tokenizer
+    tokens.model = models.WordLevel({w: n for n, w in enumerate((*SPECIAL, *words))}, unk_token="<unk>")
+    parts = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split("?", "isolated")
+    tokens.pre_tokenizer = pre_tokenizers.Sequence(list(parts))
+    return processor
 
 
-def load(folder: Path) -> Data:
-    """Everything of the train split in memory."""
+def load(folder: Path) -> tuple[np.ndarray, Tensor, list[list[tuple[list[int], int]]], LlavaProcessor]:
+    """The train split: pictures, shapes and colours as far as known, questions as token ids with their answer's."""
     rows = json.loads((folder / "train" / "questions.json").read_text())
     processor = make_processor(sorted({w for q, a, _ in rows for w in f"{q} {a}".replace("?", " ? ").split()}))
     count = 1 + max(row[2] for row in rows)
@@ -85,7 +71,7 @@ def load(folder: Path) -> Data:
             known[n, group] = value
         *prompt, last = processor.tokenizer.encode(f"{question} ASSISTANT: {answer}", add_special_tokens=False)
         questions[n].append((prompt, last))
-    return Data(np.stack(pixels), known, questions, processor)
+    return np.stack(pixels), known, questions, processor
 
 
 def pack(questions: list[list[tuple[list[int], int]]], room: int) -> tuple[Tensor, ...]:
@@ -115,19 +101,20 @@ def shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Student(nn.Module):
     """The model, and heads for shape and colour that only training sees: on CLS, mean patch, decoder layer 4."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__()
+        self.pixels, self.traits, self.questions, self.processor = load(folder)
         config = build().config
         config.image_seq_length, config.vision_config.image_size, config.vision_config.num_hidden_layers = TOKENS, 64, 4
-        config.text_config.vocab_size = len(data.processor.tokenizer)
-        self.data, self.model = data, LlavaForConditionalGeneration(config)
+        config.text_config.vocab_size = len(self.processor.tokenizer)
+        self.model = LlavaForConditionalGeneration(config)
         self.model.set_attn_implementation("eager")  # the fastest for short rows
         self.heads = nn.ModuleList([nn.Linear(WIDTH, len(SHAPES) + len(COLORS)) for _ in range(3)])
 
     def told(self, head: int, states: Tensor, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Loss and hits of the shape and colour of these pictures, read off these states."""
         both = self.heads[head](states.float()).split([len(SHAPES), len(COLORS)], 1)
-        pairs = list(zip(both, self.data.traits[index].T, strict=True))
+        pairs = list(zip(both, self.traits[index].T, strict=True))
         hits = [(scores.argmax(1) == gold)[gold >= 0].float() for scores, gold in pairs]
         return torch.stack([F.cross_entropy(scores, gold) for scores, gold in pairs]).sum(), torch.cat(hits)
 
@@ -135,14 +122,13 @@ class Student(nn.Module):
         """Loss and hits of shape and colour, read off the CLS token and off the mean patch."""
         with autocast():
             hidden, pooled = tower_features(self.model, torch.from_numpy(pixels))
-        loss, hits = self.told(0, pooled, index)
-        return loss + self.told(1, hidden[:, 1:].mean(1), index)[0], hits
+        (loss, hits), (more, _) = self.told(0, pooled, index), self.told(1, hidden[:, 1:].mean(1), index)
+        return loss + more, hits
 
     def decoder(self, index: np.ndarray, pixels: np.ndarray, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Loss and hits of the answers; the tower stays as it is. Without a generator, of every question."""
-        asked = [self.data.questions[n] for n in index]
-        if rng is not None:
-            asked = [[q[n] for n in rng.permutation(len(q))] for q in asked]
+        asked = [self.questions[n] for n in index]
+        asked = [[q[n] for n in rng.permutation(len(q))] for q in asked] if rng else asked
         ids, mask, positions, answers = pack(asked, 10**6 if rng is None else ROOM)
         with autocast():
             with torch.no_grad():
@@ -155,22 +141,21 @@ class Student(nn.Module):
             logits = self.model.lm_head(last).float()
         gold, word = answers[:, 2], answers[:, 2] != EOS
         loss = F.cross_entropy(logits[word], gold[word]) + 0.1 * F.cross_entropy(logits[~word], gold[~word])
-        loss = loss + 0.3 * self.told(2, middle[word], index[answers[word, 0]])[0]
+        loss = loss + 0.3 * self.told(2, middle[word], index[answers[word, 0].numpy()])[0]
         return loss, (logits.argmax(1) == gold)[word].float()
 
 
 def train(student: Student, minutes: float, out: Path) -> None:
     """For so many minutes; `OUT.state.pt` holds the state between runs."""
     path, at = out.with_name(out.name + ".state.pt"), {"tower": 0, "decoder": 0, "spent": 0.0, "best": 0.0}
-    inner, data = student.model.model, student.data
-    body = [inner.vision_tower, inner.multi_modal_projector, inner.language_model]
+    body = [getattr(student.model.model, n) for n in ("vision_tower", "multi_modal_projector", "language_model")]
     optimisers = Optimisers(body, [student.model.lm_head, student.heads])
     if path.exists():
         at, weights, moments = torch.load(path)
         student.load_state_dict(weights)
         optimisers.restore(moments)
-    index = np.arange(len(data.questions))
-    trained, held = np.split(index, [len(index) - max(1, len(index) // 10)])
+    count = len(student.questions)
+    trained, held = np.split(np.arange(count), [count - max(1, count // 10)])
     print(f"{parameter_count(student.model):.2f}M parameters; {len(trained)} pictures, {len(held)} held out")
     clock, rng, hits = Clock(minutes, at["spent"]), np.random.default_rng((0, at["tower"] + at["decoder"])), []
     batches = {part: shuffled(len(trained), min(size, len(trained)), at[part]) for part, size in BATCH.items()}
@@ -179,7 +164,7 @@ def train(student: Student, minutes: float, out: Path) -> None:
         part = "tower" if clock.fraction < TOWER_SHARE else "decoder"
         begun, share = (0, TOWER_SHARE) if part == "tower" else (TOWER_SHARE, 1 - TOWER_SHARE)
         index = next(batches[part])
-        loss, hit = getattr(student, part)(index, shifted(data.pixels[index], rng), rng)
+        loss, hit = getattr(student, part)(index, shifted(student.pixels[index], rng), rng)
         loss.backward()
         optimisers.step(rate_factor(at[part], (clock.fraction - begun) / share, HOLD))
         at[part] += 1
@@ -189,17 +174,16 @@ def train(student: Student, minutes: float, out: Path) -> None:
             continue
         pieces = np.array_split(held, len(held) // 50 + 1)
         with torch.no_grad():
-            right = torch.cat([getattr(student, part)(n, data.pixels[n], None)[1] for n in pieces]).mean().item()
-        train_right, at["spent"] = torch.cat(hits).mean().item(), clock.spent
-        text = f"{part} step {at[part]} {clock.spent:.0f}s train {train_right:.4f} held out {right:.4f}"
-        tqdm.write(text, file=sys.stdout)
+            right = torch.cat([getattr(student, part)(n, student.pixels[n], None)[1] for n in pieces]).mean().item()
+        at["spent"], seen = clock.spent, torch.cat(hits).mean().item()
+        tqdm.write(f"{part} step {at[part]} {clock.spent:.0f}s train {seen:.4f} held out {right:.4f}", file=sys.stdout)
         hits.clear()
         if part == "decoder" and right >= at["best"]:
             at["best"], fresh = right, out.with_name(out.name + ".best")
             export(student.model, fresh)
-            data.processor.save_pretrained(fresh)
+            student.processor.save_pretrained(fresh)
             shutil.rmtree(out, ignore_errors=True)
-            os.replace(fresh, out)
+            fresh.replace(out)
         save(path, (at, student.state_dict(), optimisers.state()))
     bar.close()
     print(f"done: {at['tower']} + {at['decoder']} steps, {clock.spent:.0f}s, best held out {at['best']:.4f}")
@@ -212,8 +196,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12, help="wall-clock budget (default 12)")
     args = parser.parse_args()
     torch.manual_seed(0)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    train(Student(load(args.data_dir)), args.minutes, args.output)
+    train(Student(args.data_dir), args.minutes, args.output)
 
 
 if __name__ == "__main__":

@@ -107,3 +107,19 @@ def test_an_interrupted_save_is_refused_not_loaded_without_its_patch(tmp_path, m
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="cut off"):
         vtc.load(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(saved):
+    """An adapter injected into the model renames its weights: loading must not leave layers at random."""
+    from safetensors.torch import load_file, save_file
+
+    from vtc.checkpoint import weights_sha256
+
+    folder, _, _ = saved
+    weights = load_file(folder / "model.safetensors")
+    key = next(k for k in weights if k.endswith("q_proj.weight"))
+    weights[key.replace("q_proj", "q_proj.base_layer")] = weights.pop(key)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    edit(folder, weights_sha256=weights_sha256(folder))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        vtc.load(folder)

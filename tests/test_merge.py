@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tolerances import TOL, assert_close, assert_same
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 
 
 def merge_reference(features, slot, weight, size, slots):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 
 import vtc
 from tests import zoo
-from tests.support import METHODS, REFUSED, generate, logits, refused
+from tests.support import METHODS, REFUSED, engine, generate, kept, logits, refused
 from vtc.errors import BudgetError, NotReduced, UnknownName, UnsupportedModel, VTCError
 
 
@@ -80,15 +82,127 @@ def test_static_quantized_and_offloaded_caches_raise(model_of):
     assert torch.equal(logits(model, prompt), plain), "the model is usable after the errors"
 
 
-def test_flex_attention_and_share_under_flash_raise():
+def test_flex_attention_raises():
     from vtc.rows import Columns, cut_mask
 
     index = torch.arange(4)[None]
     with pytest.raises(UnsupportedModel, match="sdpa"):
-        cut_mask(object(), index, Columns(index), 4, 4, torch.float32, additive=False)
-    with pytest.raises(UnsupportedModel, match="share"):
-        ones = torch.ones(1, 4, dtype=torch.long)
-        cut_mask(ones, index, Columns(index, None, torch.zeros(1, 4)), 4, 4, torch.float32, additive=False)
+        cut_mask(object(), index, Columns(index), 4, 4, torch.float32, "sdpa")
+
+
+@pytest.fixture
+def flash(monkeypatch):
+    """SDPA under a name that means flash: transformers builds flash's masks (``[B, T]`` or None) for it."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+    seen = []
+
+    def attend(module, q, k, v, mask, **kwargs):
+        seen.append(mask)
+        rows, columns = q.shape[2], k.shape[2]
+        keys = torch.ones(q.shape[0], columns, dtype=torch.bool) if mask is None else mask.bool()
+        causal = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+        allowed = causal & keys[:, None, None] | torch.eye(rows, columns, dtype=torch.bool).roll(columns - rows, 1)
+        return sdpa_attention_forward(module, q, k, v, allowed, **{**kwargs, "is_causal": False})
+
+    AttentionInterface.register("made_up_flash", attend)
+    AttentionMaskInterface.register("made_up_flash", flash_attention_mask)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop", "visionzip"])
+def test_flash_attention_gets_flat_masks_and_keeps_the_same_tokens(method, flash):
+    model = zoo.build("llava")
+    prompt, padded = zoo.prompt(model, 1), zoo.batch([zoo.prompt(model, n, seed=n) for n in (0, 1, 2)])
+    answers, sets = [], []
+    for attn in ("sdpa", "made_up_flash"):
+        model.set_attn_implementation({"text_config": attn, "vision_config": "sdpa"})
+        vtc.patch(model, method, budget=0.5)
+        answers.append([generate(model, one).sequences for one in (prompt, padded)])
+        logits(model, padded)
+        sets.append(kept(model))
+        with torch.no_grad():  # a second turn on a reduced cache
+            cache = model(**prompt, use_cache=True).past_key_values
+            answers[-1].append(model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache).logits.argmax(-1))
+    assert all(mask is None or mask.dim() == 2 for mask in flash)
+    assert sets[0] == sets[1]
+    assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
+
+
+def test_share_under_flash_raises(flash):
+    model = zoo.build("llava")
+    model.set_attn_implementation({"text_config": "made_up_flash", "vision_config": "sdpa"})
+    vtc.patch(model, "divprune", budget=0.25, share=True)
+    for prompts in ([zoo.prompt(model, 1)], [zoo.prompt(model, 1), zoo.prompt(model, 2)]):
+        with pytest.raises(UnsupportedModel, match="share=False"):
+            logits(model, zoo.batch(prompts))
+
+
+def test_a_reduced_cache_is_not_read_without_its_patch(model_of):
+    model = model_of("llava")
+    with vtc.patched(model, "divprune", budget=0.25, share=True), torch.no_grad():
+        cache = model(**zoo.prompt(model, 1), use_cache=True).past_key_values
+    with pytest.raises(NotReduced, match="while the patch is on"), torch.no_grad():
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+
+
+def test_a_patched_model_is_not_copied_or_pickled(model_of):
+    """A copy would run the original's layers: its shadows are closures."""
+    model = model_of("llava")
+    copy.deepcopy(model)
+    vtc.patch(model, "random", budget=4)
+    with pytest.raises(VTCError, match="unpatch it, copy"):
+        copy.deepcopy(model)
+    with pytest.raises((VTCError, AttributeError, pickle.PicklingError)):
+        pickle.dumps(model)
+
+
+def test_pictures_beside_a_prompt_of_embeddings_never_pass_unreduced(model_of):
+    model = model_of("idefics3")
+    prompt = zoo.prompt(model, 1)
+    vtc.patch(model, "random", budget=4)
+    embeds = model.get_input_embeddings()(prompt["input_ids"])
+    given = {**{k: v for k, v in prompt.items() if k != "input_ids"}, "inputs_embeds": embeds}
+    with pytest.raises((NotReduced, ValueError)):
+        logits(model, given)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_video_beside_a_prompt_of_embeddings_is_reduced(family, model_of):
+    model = model_of(family)
+    prompt = zoo.video_prompt(model)
+    vtc.patch(model, "divprune", budget=0.25)
+    logits(model, prompt)
+    want = kept(model)
+    embeds = model.get_input_embeddings()(prompt["input_ids"])
+    given = {
+        **{k: v for k, v in prompt.items() if k not in ("input_ids", "mm_token_type_ids")},
+        "inputs_embeds": embeds,
+    }
+    logits(model, given)
+    assert kept(model) == want
+
+
+def test_features_can_be_used_twice(model_of):
+    model = model_of("llava")
+    prompt = zoo.prompt(model, 1)
+    vtc.patch(model, "visionzip", budget=0.25)
+    with torch.no_grad():
+        features = model.model.get_image_features(prompt["pixel_values"], return_dict=True)
+    ready = {**{k: v for k, v in prompt.items() if k != "pixel_values"}, "mm_encoder_outputs": {"image": features}}
+    assert torch.equal(logits(model, dict(ready)), logits(model, dict(ready)))
+
+
+def test_nothing_big_outlives_the_forward(model_of):
+    model = model_of("llava")
+    vtc.patch(model, "visionzip", budget=0.25)
+    logits(model, zoo.prompt(model, 1))
+    p = engine(model).current
+    assert [c.tokens.features.untyped_storage().nbytes() for c in p.cuts] == [0]
+    assert p.layout.entries[0][0].run.arguments["pixel_values"].is_meta
+    assert p.restored is None and not engine(model)._cut_once
 
 
 def test_packed_sequences_and_chunked_prefill_raise(model_of):

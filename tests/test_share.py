@@ -2,7 +2,7 @@ import torch
 
 from tests.pictures import WIDTH, batch, check, picture, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 from vtc.methods import registry
 from vtc.share import share
 from vtc.tokens import Reduction

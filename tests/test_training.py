@@ -15,7 +15,7 @@ from vtc.models import family_of
 def loss_of(model, prompt: dict) -> torch.Tensor:
     labels = prompt["input_ids"].clone()
     labels[:, :-4] = -100
-    return model(**prompt, labels=labels).loss
+    return model(**prompt, labels=labels, use_cache=False).loss
 
 
 def gradient(model, prompt: dict) -> torch.Tensor:
@@ -77,6 +77,35 @@ def test_gradient_checkpointing_gives_the_same_gradient(family, method, reentran
     assert_close("gradient", got, want)
 
 
+@pytest.mark.parametrize("method", ["divprune", "bipartite", "fastv", "pyramiddrop"])
+@pytest.mark.parametrize("between", ["nothing", "a picture", "text", "no grad"])
+def test_replayed_layers_belong_to_their_own_forward(method, between):
+    """Checkpoint wrappers (FSDP) and older transformers replay a layer's whole call in the backward pass, maybe after
+    another forward: DPO runs its reference model in between."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = zoo.build("llava")
+    prompt, other = zoo.prompt(model, 1), zoo.prompt(model, 0 if between == "text" else 1, seed=5)
+
+    def grads() -> torch.Tensor:
+        model.zero_grad(set_to_none=True)
+        loss = loss_of(model, prompt)
+        if between == "no grad":
+            with torch.no_grad():
+                loss_of(model, other)
+        elif between != "nothing":
+            loss_of(model, other)
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.model.multi_modal_projector.parameters()])
+
+    vtc.patch(model, method, budget=0.4)
+    want = grads()
+    layers = model.model.language_model.layers
+    for index in range(len(layers)):
+        layers[index] = checkpoint_wrapper(layers[index])
+    assert_close("gradient", grads(), want)
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_a_label_after_a_dropped_token_is_predicted_by_its_kept_predecessor(family, model_of):
     model = model_of(family)
@@ -90,6 +119,25 @@ def test_a_label_after_a_dropped_token_is_predicted_by_its_kept_predecessor(fami
     behind = [max((k for k in kept if k <= r), default=min(kept)) for r in rows]
     assert torch.equal(out.logits[0], out.logits[0, behind])
     assert torch.isfinite(out.loss)
+
+
+def test_a_method_that_makes_its_own_features_learns(model_of, monkeypatch):
+    """Gradients flow through ``reduce`` of a method with ``build`` (a learned one)."""
+    model = model_of("llava")
+    scale = torch.nn.Parameter(torch.ones(()))
+
+    class Learned(type(vtc.methods.Random())):
+        def build(self, model):
+            return torch.nn.Identity()
+
+        def reduce(self, stage, tokens, signals, keep):
+            r = super().reduce(stage, tokens, signals, keep)
+            made = tokens.features.gather(1, r.anchor[..., None].expand(-1, -1, tokens.features.shape[2])) * scale
+            return vtc.Reduction(r.slot, r.anchor, None, made)
+
+    vtc.patch(model, Learned(), budget=0.4)
+    assert gradient(model, zoo.prompt(model, 1)).abs().max() > 0
+    assert scale.grad is not None and scale.grad != 0
 
 
 def test_a_training_step_lowers_the_loss():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from vtc.errors import UnsupportedModel
+from vtc.errors import NotReduced, UnsupportedModel
 from vtc.rows import Columns
 
 
@@ -33,7 +33,7 @@ class RowCacheLayer(DynamicLayer):
         self.kept: Columns | None = None
         self.tail = 0
         self.logical = 0
-        self.expected: tuple[Columns, int] | None = None
+        self.expected: tuple[Columns | None, int] | None = None
 
     @classmethod
     def adopt(cls, layer: DynamicLayer) -> RowCacheLayer:
@@ -46,8 +46,8 @@ class RowCacheLayer(DynamicLayer):
             own.tail, own.logical = keys.shape[-2], layer.get_seq_length()
         return own
 
-    def expect(self, columns: Columns, length: int) -> None:
-        """The next ``update`` brings these columns, out of a forward of ``length`` logical rows."""
+    def expect(self, columns: Columns | None, length: int) -> None:
+        """The next ``update`` brings these columns (None: all), out of a forward of ``length`` logical rows."""
         self.expected = (columns, length)
 
     def columns(self, new: Columns | int, batch: int, device: torch.device) -> Columns:
@@ -65,13 +65,18 @@ class RowCacheLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.expected is not None:
-            columns, length = self.expected
-            self.kept = self.columns(columns, key_states.shape[0], key_states.device)
-            self.tail, self.logical, self.expected = 0, self.logical + length, None
+        if self.expected is None:
+            raise NotReduced(
+                "this cache holds a reduced prompt, and a layer without the patch was about to read it: its columns "
+                "and sizes would be lost; decode while the patch is on, or start a new cache"
+            )
+        (columns, length), self.expected = self.expected, None
+        if columns is None:
+            self.tail += length
         else:
-            self.tail += key_states.shape[-2]
-            self.logical += key_states.shape[-2]
+            self.kept = self.columns(columns, key_states.shape[0], key_states.device)
+            self.tail = 0
+        self.logical += length
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
         self.keys, self.values = keys, values
@@ -164,12 +169,21 @@ def row_layer(cache: Cache | None, index: int) -> RowCacheLayer | None:
         return layer
     if "Linear" in type(layer).__name__:  # recurrent state: nothing to size
         return None
-    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise UnsupportedModel(
             f"a cache layer of type {type(layer).__name__} cannot store a reduced prompt; use a plain DynamicCache"
         )
-    own = cache.layers[index] = RowCacheLayer.adopt(layer)
+    own = cache.layers[index] = RowCacheLayer.adopt(cast(DynamicLayer, layer))
     return own
+
+
+def snapshot(cache: Cache | None, index: int) -> RowCacheLayer | None:
+    """What layer ``index`` holds now, to be looked at only; None where it holds nothing."""
+    cache = plain(cache)
+    if cache is None or len(cache.layers) <= index or held_rows(cache, index) == 0:
+        return None
+    layer = cache.layers[index]
+    return layer if isinstance(layer, RowCacheLayer) else RowCacheLayer.adopt(cast(DynamicLayer, layer))
 
 
 def check_cache(cache: Cache | None) -> None:

@@ -31,6 +31,10 @@ def save(model: nn.Module, folder: str | os.PathLike, processor: Any = None) -> 
     patch = patch_of(model)
     if patch is None:
         raise CheckpointError("this model has no patch to save; call vtc.patch first, or model.save_pretrained alone")
+    if getattr(patch.model, "peft_config", None) or hasattr(model, "get_base_model"):
+        raise CheckpointError(
+            "this model carries a PEFT adapter; call merge_and_unload() first, or save the adapter apart"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
@@ -72,8 +76,14 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
         method, budget = registry[config["method"]](**options), Budget.of(config["budget"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    model = AutoModelForImageTextToText.from_pretrained(folder, **kwargs)
-    Patch(model, method, budget)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, info = loaded
+    lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
+    if lost:
+        raise CheckpointError(
+            f"{folder}: weights and model do not fit ({lost}); save the plain model, without adapters"
+        )
+    Patch(model, method, budget).install()
     return model
 
 

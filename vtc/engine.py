@@ -6,6 +6,7 @@ restored earlier only where something between the layers reads them (DeepStack, 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vtc.cache import cache_bytes, check_cache, held_rows, row_layer, stored
 from vtc.errors import NotReduced, UnsupportedModel
-from vtc.listener import Listener
+from vtc.listener import PIXELS, Listener
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
@@ -23,7 +24,7 @@ from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
 
-PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+REPLAYED = 8  # forwards whose layers a backward pass may still replay (activation checkpointing)
 
 
 class Engine:
@@ -36,6 +37,7 @@ class Engine:
         self.listener = Listener(family)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.current: Pass | None = None
+        self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
         self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
@@ -59,13 +61,21 @@ class Engine:
 
     def begin(self, kwargs: dict[str, Any]) -> None:
         """Before the forward of the module that places features into placeholders."""
-        self.current, self._cut_once = None, {}
-        features = kwargs.get("mm_encoder_outputs") or {}
-        fresh = any(kwargs.get(name) is not None for name in PIXELS)
+        self._forget()
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         given = ids if ids is not None else embeds
-        if given is None or given.shape[1] == 1 or not (fresh or any(f is not None for f in features.values())):
-            return  # text only, or a decode step (whose token may even look like a placeholder)
+        if given is None:
+            return
+        features = dict(kwargs.get("mm_encoder_outputs") or {})
+        if kwargs.get("image_hidden_states") is not None:
+            features["image"] = kwargs["image_hidden_states"]
+        fresh = any(kwargs.get(name) is not None for name in PIXELS)
+        if given.shape[1] == 1 or not (fresh or any(f is not None for f in features.values())):
+            # Text only, or a decode step (whose token may even look like a placeholder).
+            if torch.is_grad_enabled():
+                batch, length = given.shape[:2]
+                self.current = Pass({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
+            return
         check_cache(kwargs.get("past_key_values"))
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
@@ -83,17 +93,28 @@ class Engine:
             length=length,
             batch=batch,
             clock=Stopwatch(given.device.type == "cuda"),
+            grad=torch.is_grad_enabled(),
         )
+
+    def _forget(self) -> None:
+        """Before another forward: the last one can only be asked for again by a backward pass."""
+        if self.current is not None and self.current.grad:
+            self.earlier.append(self.current)
+        self.current, self._cut_once = None, {}
 
     def _placeholders(self, ids: Tensor) -> dict[str, Tensor]:
         found = {modality: ids == token for modality, token in self.family.token_ids.items()}
         return {modality: where for modality, where in found.items() if bool(where.any())}
 
-    def seen_placeholders(self, mask: Tensor) -> None:
-        """The placeholder mask the model built itself: needed when the prompt came as embeddings."""
+    def seen_placeholders(self, masks: tuple[Tensor, ...]) -> None:
+        """The placeholder masks the model built itself (pictures, then videos): needed for prompts of embeddings."""
         p = self.current
-        if p is not None and p.input_ids is None and not p.ids:
-            p.ids = {next(iter(self.listener.runs), "image"): (mask[..., 0] if mask.dim() == 3 else mask).cpu()}
+        if p is None or p.input_ids is not None:
+            return
+        for modality, mask in zip(("image", "video"), masks, strict=False):
+            where = (mask[..., 0] if mask.dim() == 3 else mask).cpu()
+            if bool(where.any()) and modality in self.listener.runs:
+                p.ids[modality] = where
 
     def begin_text(self, kwargs: dict[str, Any]) -> None:
         """Before the forward of the text model."""
@@ -106,16 +127,16 @@ class Engine:
     def end(self, cache: Any) -> None:
         """After the forward: check that what had to be reduced was, and keep what the report needs."""
         p = self.current
-        if p is None or not p.ids:
+        if p is None or not p.brings:
             return
         if not p.opened or (p.over and len(p.cuts) < len(self.stage_at)):
             raise NotReduced(
-                f"this forward brought pictures over the budget of {self.budget} and {self.method.name} did not run in "
-                "its decoder layers; call the model itself and not a part of it, or vtc.unpatch(model)"
+                f"this forward brought pictures and {self.method.name} did not run in its decoder layers; give the "
+                "prompt as input_ids and call the model itself, not a part of it, or vtc.unpatch(model)"
             )
-        p.restored = None
+        p.restored, self._cut_once = None, {}
         for run in self.listener.runs.values():
-            run.output = None
+            run.used = True
         held = cache_bytes(cache)
         self._report, self._finish = (
             None,
@@ -138,7 +159,7 @@ class Engine:
         """Run decoder layer ``index`` on the rows that live there."""
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        p = self.current
+        p = self._pass_of(index, kwargs.get("position_embeddings"))
         if p is None or not p.ids:
             return self._on_all_rows(index, states, forward, args, kwargs)
         plan = p.plans.get(index)
@@ -154,6 +175,22 @@ class Engine:
         output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
         return self._leave(p, plan.rows, output) if plan.restore else output
 
+    def _pass_of(self, index: int, tables: Any) -> Pass | None:
+        """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
+        (known by its rotary tables, which a replay gets again)."""
+        p = self.current
+        if p is not None and p.tables.setdefault(index, tables) is tables:
+            return p
+        for earlier in self.earlier:
+            if earlier.tables.get(index) is tables:
+                return earlier
+        if p is None:
+            return None
+        raise NotReduced(
+            f"decoder layer {index} is replayed for a forward that is more than {REPLAYED} forwards back, so what it "
+            "dropped is no longer known; call backward sooner"
+        )
+
     def _plan(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
         if not p.opened:
             open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
@@ -161,7 +198,8 @@ class Engine:
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over:
-            with p.clock, torch.no_grad():
+            learned = torch.is_grad_enabled() and hasattr(self.method, "build")
+            with p.clock, torch.set_grad_enabled(learned):
                 seen = states if plan.regather is None else regather(states, p, plan.regather)
                 plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
             p.cuts.append(plan.enter)
@@ -195,13 +233,17 @@ class Engine:
         """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
         layer = row_layer(kwargs.get("past_key_values"), index)
         past = 0 if layer is None else layer.logical
-        new = Columns(cut.rows + past if past else cut.rows, cut.valid, cut.log_size)
+        new = self._once(  # one object for all layers: masks are cut once a forward at decode, too
+            ("columns", id(cut), past),
+            cut,
+            lambda: Columns(cut.rows + past if past else cut.rows, cut.valid, cut.log_size),
+        )
         mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
         held = None if layer is None else layer.kept
 
         def cut_this_mask() -> Tensor | None:
             columns = new if layer is None else layer.columns(new, p.batch, cut.rows.device)
-            return cut_mask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._additive())
+            return cut_mask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._backend())
 
         if layer is not None:
             layer.expect(new, p.length)
@@ -217,9 +259,12 @@ class Engine:
     def _on_all_rows(self, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A layer that runs on all rows of this forward, over a cache that may hold fewer columns than it reports."""
         layer = stored(kwargs.get("past_key_values"), index)
-        if layer is None or (layer.kept is None and layer.tail == layer.logical):
+        if layer is None:
             return forward(*args, **kwargs)
         batch, length = states.shape[:2]
+        layer.expect(None, length)
+        if layer.kept is None and layer.tail == layer.logical:
+            return forward(*args, **kwargs)
         mask, held = kwargs.get("attention_mask"), layer.kept
         if mask is None and length == 1 and (held is None or (held.valid is None and held.log_size is None)):
             return forward(*args, **kwargs)
@@ -227,7 +272,7 @@ class Engine:
         def cut_this_mask() -> Tensor | None:
             rows = torch.arange(length, device=states.device).expand(batch, -1)
             columns = layer.columns(length, batch, states.device)
-            return cut_mask(mask, rows, columns, length, layer.logical + length, states.dtype, self._additive())
+            return cut_mask(mask, rows, columns, length, layer.logical + length, states.dtype, self._backend())
 
         key = ("mask", id(mask), id(held and held.index), layer.logical, layer.tail, length)
         return forward(*args, **{**kwargs, "attention_mask": self._once(key, (mask, held), cut_this_mask)})
@@ -238,5 +283,5 @@ class Engine:
             self._cut_once[key] = (build(), alive)
         return self._cut_once[key][0]
 
-    def _additive(self) -> bool:
-        return self.family.decoder.config._attn_implementation == "eager"
+    def _backend(self) -> str:
+        return self.family.decoder.config._attn_implementation or "eager"

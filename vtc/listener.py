@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.models.base import Family, TowerRun
 from vtc.rows import Columns, cut_mask, gather_positions, gather_rows
 from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
 from vtc.state import Pass
 from vtc.taps import Stop, row_attention, tower_received
+
+PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
 
 class Listener:
@@ -23,7 +27,7 @@ class Listener:
         self.family = family
         self.runs: dict[str, TowerRun] = {}
         self._running: TowerRun | None = None
-        self._probe: tuple[Tensor, Tensor | None] | None = None  # (row, mask) of a probe under way
+        self._probe: tuple[Tensor, Tensor | None, Tensor | None] | None = None  # (row, mask, cached keys)
         self._probed: Tensor | None = None
 
     def tower(self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
@@ -35,7 +39,10 @@ class Listener:
             output = call()
         finally:
             self._running = None
-        run.counts, run.output = self.family.entries(output), output
+        run.counts, run.output = self.family.entries(output), _references(output)
+        for name in PIXELS:  # only their shapes are asked for from here on
+            if isinstance(arguments.get(name), Tensor):
+                arguments[name] = arguments[name].to("meta")
         self.runs[modality] = run
         return output
 
@@ -49,8 +56,9 @@ class Listener:
     def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """An attention call of a tapped decoder layer: keep what its last row attends to, or end a probe."""
         if self._probe is not None:
-            row, mask = self._probe
-            self._probed = row_attention(q, k, row, mask, scale)
+            row, mask, past = self._probe
+            k = k if past is None else torch.cat([past, k], dim=2)
+            self._probed = row_attention(q, k, row, mask, scale)[:, k.shape[2] - q.shape[2] :]
             raise Stop
         key = (layer, TextAttention("previous"))
         if p is None or not p.over or key in p.heard:
@@ -68,7 +76,7 @@ class Listener:
             if output is None or (run is not None and _same(run.output, output)):
                 continue
             counts = self.family.entries(output)
-            if run is not None and run.output is not None and sum(counts) < sum(run.counts):
+            if run is not None and not run.used and sum(counts) < sum(run.counts):
                 raise NotReduced(
                     f"this forward brings {sum(counts)} of the {sum(run.counts)} {modality} tokens just encoded: "
                     "chunked prefill would select tokens chunk by chunk; generate without prefill_chunk_size"
@@ -102,33 +110,44 @@ class Listener:
         return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
 
     def _rank_next(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Tensor:
-        """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention. No MLP, no cache;
-        earlier turns are not in the softmax (they would scale all tokens of a head alike)."""
+        """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention over these and the
+        cached keys. No MLP; nothing is written to the cache."""
         before = p.last_cut
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
         row = last_row(p).to(states.device)
         quiet = {**kwargs, "attention_mask": None, "past_key_values": None, "position_ids": None}
         quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
         quiet.pop("hidden_states", None)
-        self._probe = (row, self._row_mask(p, rows, row, kwargs.get("attention_mask"), states.dtype))
+        held = snapshot(kwargs.get("past_key_values"), index)
+        mask = self._row_mask(p, rows, row, kwargs.get("attention_mask"), held, states.dtype)
+        self._probe = (row, mask, None if held is None else held.keys)
+        layer = self.family.layers[index]
+        training = [module for module in layer.modules() if module.training]
         try:
+            for module in training:  # no dropout in a ranking, and no random numbers that a replay would not draw
+                module.training = False
             forward(states, **quiet)
         except Stop:
             return self._probed  # type: ignore[return-value]
         finally:
             self._probe = self._probed = None
+            for module in training:
+                module.training = True
         raise UnsupportedModel(
             f"decoder layer {index} does not run transformers' attention interface, so its tokens cannot be ranked; "
             "use a method at the decoder's input, such as divprune"
         )
 
-    def _row_mask(self, p: Pass, rows: Tensor, row: Tensor, mask: Any, dtype: torch.dtype) -> Tensor | None:
-        """The mask of each prompt's last row over ``rows``, in the shape an attention function would get."""
-        before = p.last_cut
-        columns = Columns(rows, before.valid if before else None, before.log_size if before else None)
-        if isinstance(mask, Tensor) and mask.shape[-1] > p.length:  # earlier turns' columns come first
-            mask = mask[..., -p.length :]
-        cut = cut_mask(mask, rows.gather(1, row[:, None]), columns, p.length, p.length, dtype, additive=True)
+    def _row_mask(
+        self, p: Pass, rows: Tensor, row: Tensor, mask: Any, held: RowCacheLayer | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """The mask of each prompt's last row over cached keys and ``rows``, as an attention function would get it."""
+        before, past = p.last_cut, 0 if held is None else held.logical
+        new = Columns(rows + past, before.valid if before else None, before.log_size if before else None)
+        columns = new if held is None else held.columns(new, p.batch, rows.device)
+        one = rows.gather(1, row[:, None])
+        backend = self.family.decoder.config._attn_implementation
+        cut = cut_mask(mask, one, columns, p.length, past + p.length, dtype, backend)
         return cut if cut is None or cut.dim() == 2 else cut.expand(-1, -1, rows.shape[1], -1)
 
 
@@ -141,11 +160,17 @@ def last_row(p: Pass) -> Tensor:
     return last if p.last_cut is None else torch.searchsorted(p.last_cut.rows, last[:, None])[:, 0]
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    """Whether ``theirs`` are the features we saw (beam search extends the object in place, hooks may copy it)."""
+def _references(output: Any) -> tuple[Any, Any]:
+    """Weak references to features and to their first tensor: to know them again without keeping them."""
+    pooled = getattr(output, "pooler_output", output)
+    first = pooled if isinstance(pooled, Tensor) else pooled[0]
+    return (lambda: None) if isinstance(output, (tuple, list)) else weakref.ref(output), weakref.ref(first)
 
-    def first(output: Any) -> int:
-        pooled = getattr(output, "pooler_output", output)
-        return (pooled if isinstance(pooled, Tensor) else pooled[0]).data_ptr()
 
-    return ours is theirs or (ours is not None and first(ours) == first(theirs))
+def _same(ours: tuple[Any, Any] | None, theirs: Any) -> bool:
+    """Whether ``theirs`` are the features we saw (beam search extends the object in place, hooks may rebuild it)."""
+    if ours is None:
+        return False
+    pooled = getattr(theirs, "pooler_output", theirs)
+    first = pooled if isinstance(pooled, Tensor) else pooled[0]
+    return ours[0]() is theirs or ours[1]() is first

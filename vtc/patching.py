@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.engine import Engine
-from vtc.errors import VTCError
+from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.models import family_of
+from vtc.models.inspection import unwrapped
 from vtc.reporting import Report
 from vtc.signals import TextAttention, TowerAttention, TowerKeys
 from vtc.taps import tap
@@ -26,32 +27,34 @@ ATTRIBUTE = "_vtc_patch"
 DEFAULT_METHOD, DEFAULT_OPTIONS, DEFAULT_BUDGET = "divprune", {"share": True}, 0.25
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside ``torch.compile`` and PEFT wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and hasattr(model, "get_base_model"):
-            inner = getattr(model, "get_base_model")()  # noqa: B009
-        if inner is None or inner is model:
-            return model
-        model = inner
-
-
 class Patch:
     """One method at one budget on one model. Reachable as ``vtc.patch_of(model)``; undone by ``vtc.unpatch(model)``."""
 
     def __init__(self, model: nn.Module, method: Method, budget: Budget):
-        self.model, self.method, self.budget = unwrap(model), method, budget
+        self.model, self.method, self.budget = unwrapped(model), method, budget
         self.family = family_of(self.model)
+        devices = {str(p.device) for p in self.family.layers.parameters()}
+        if len(devices) > 1:
+            raise UnsupportedModel(
+                f"the decoder layers stand on {len(devices)} devices ({', '.join(sorted(devices))}) and rows are "
+                "gathered on one; load the model on a single device"
+            )
         self.engine = Engine(self.family, method, budget)
         self._undo: list[Callable[[], Any]] = []
+
+    def __deepcopy__(self, memo: dict) -> Patch:
+        raise VTCError("a patched model cannot be copied: vtc.unpatch it, copy, then vtc.patch the copy as well")
+
+    def install(self) -> Patch:
+        """Make every change; on an error none remains."""
         try:
-            self._install()
+            self._make_changes()
         except BaseException:
             self.remove()
             raise
+        return self
 
-    def _install(self) -> None:
+    def _make_changes(self) -> None:
         family, engine = self.family, self.engine
         for modality in ("image", "video"):
             if hasattr(family.base, f"get_{modality}_features"):
@@ -87,7 +90,7 @@ class Patch:
         forward: Callable = layer.forward
         engine = self.engine
 
-        # The layer's forward and not its hooks: everybody else's hooks then see full-length states.
+        # The layer's forward and not its hooks: theirs then see what passes between layers, whatever their order.
         @functools.wraps(forward)
         def on_rows(*args, **kwargs):
             return engine.layer(index, forward, args, kwargs)
@@ -114,7 +117,7 @@ class Patch:
         @functools.wraps(build)
         def seen(*args, **kwargs):
             masks = build(*args, **kwargs)
-            engine.seen_placeholders(masks[0] if isinstance(masks, tuple) else masks)
+            engine.seen_placeholders(masks if isinstance(masks, tuple) else (masks,))
             return masks
 
         self._replace(base, "get_placeholder_mask", seen)
@@ -203,14 +206,13 @@ def patch(
     ``UnknownName``; the model is unchanged after an error.
     """
     chosen, limit = method_of(method, options), Budget.of(budget)
-    older = patch_of(model)
-    if older is not None:
-        unpatch(model)
+    new, older = Patch(model, chosen, limit), patch_of(model)
+    unpatch(model)
     try:
-        Patch(model, chosen, limit)
+        new.install()
     except BaseException:
         if older is not None:
-            Patch(older.model, older.method, older.budget)
+            older.install()
         raise
     return model
 
@@ -238,12 +240,12 @@ def patched(
     finally:
         unpatch(model)
         if outer is not None:
-            Patch(outer.model, outer.method, outer.budget)
+            outer.install()
 
 
 def patch_of(model: nn.Module) -> Patch | None:
     """The patch on this model (or on the model inside a compile or PEFT wrapper), if any."""
-    return unwrap(model).__dict__.get(ATTRIBUTE)
+    return unwrapped(model).__dict__.get(ATTRIBUTE)
 
 
 def report(model: nn.Module) -> Report:

@@ -31,7 +31,7 @@ class Columns:
     def then(self, other: Columns) -> Columns:
         """These columns followed by ``other``; a missing tensor is filled with its default."""
 
-        def join(a: Tensor | None, b: Tensor | None, default: float, like: Tensor | None) -> Tensor | None:
+        def join(a: Tensor | None, b: Tensor | None, default: float) -> Tensor | None:
             if a is None and b is None:
                 return None
             dtype = (a if a is not None else b).dtype  # type: ignore[union-attr]
@@ -41,8 +41,8 @@ class Columns:
 
         return Columns(
             torch.cat([self.index, other.index], dim=1),
-            join(self.valid, other.valid, True, None),
-            join(self.log_size, other.log_size, 0.0, None),
+            join(self.valid, other.valid, True),
+            join(self.log_size, other.log_size, 0.0),
         )
 
 
@@ -71,14 +71,14 @@ def gather_positions(embeddings: Any, rows: Tensor, length: int) -> Any:
 
 
 def cut_mask(
-    mask: Any, rows: Tensor, columns: Columns, length: int, total: int, dtype: torch.dtype, additive: bool
+    mask: Any, rows: Tensor, columns: Columns, length: int, total: int, dtype: torch.dtype, backend: str
 ) -> Tensor | None:
     """The attention mask for a subset of rows and columns of the one the model built.
 
     mask: None (causal), ``[B, T]`` (flash, recurrent layers) or ``[B or 1, h, length, T]`` bool or additive, with
     ``T <= total`` (a sliding layer's mask may lack the oldest columns); rows ``[B, K]`` of this forward's ``length``
-    rows, which are the last of ``total`` logical columns. ``additive`` asks for a float mask (eager attention).
-    Returns None where the causal rule by index is still right.
+    rows, which are the last of ``total`` logical columns. ``backend``: the attention implementation; "eager" asks for
+    a float mask, "flash" for ``[B, T]`` or None. Returns None where the causal rule by index is still right.
     """
     index, valid = columns.index, columns.valid
     if mask is not None and not isinstance(mask, Tensor):
@@ -86,14 +86,13 @@ def cut_mask(
             f"attention masks of type {type(mask).__name__} (flex attention) are not supported; "
             'call model.set_attn_implementation("sdpa")'
         )
-    if mask is not None and mask.dim() == 2:
-        if columns.log_size is not None:
-            raise UnsupportedModel(
-                "share=True needs a bias per key, which flash attention does not take; "
-                'call model.set_attn_implementation("sdpa") or patch with share=False'
-            )
-        cut = gather_rows(mask, index)
-        return cut if valid is None else cut * valid.to(cut.dtype)
+    if "flash" in backend and columns.log_size is not None:
+        raise UnsupportedModel(
+            "share=True needs a bias per key, which flash attention does not take; "
+            'call model.set_attn_implementation("sdpa") or patch with share=False'
+        )
+    if "flash" in backend or (mask is not None and mask.dim() == 2):
+        return _flat_mask(mask, columns, total)
     if mask is None and valid is None and columns.log_size is None and rows.shape[1] in (1, index.shape[1]):
         return None
     place = rows + (total - length)  # the logical column of each row
@@ -107,11 +106,22 @@ def cut_mask(
         seen = (seen & usable) if seen.dtype == torch.bool else seen.masked_fill(~usable, torch.finfo(seen.dtype).min)
         if seen.dtype == torch.bool:
             seen = seen | ((index[:, None, None, :] == place[:, None, :, None]) & ~valid[:, None, None, :])
-    if seen.dtype == torch.bool and (additive or columns.log_size is not None):
+    if seen.dtype == torch.bool and (backend == "eager" or columns.log_size is not None):
         seen = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
     if columns.log_size is not None:
         seen = seen + columns.log_size[:, None, None, :].to(seen.dtype)
     return seen
+
+
+def _flat_mask(mask: Tensor | None, columns: Columns, total: int) -> Tensor | None:
+    """``[B, C]``, or None where every column counts: flash aligns the last query with the last key by itself."""
+    if mask is None:
+        return None if columns.valid is None else columns.valid.long()
+    index, older = columns.index, total - mask.shape[-1]
+    cut = gather_rows(mask, (index - older).clamp(min=0) if older > 0 else index)
+    for usable in (columns.valid, index >= older if older > 0 else None):
+        cut = cut if usable is None else cut * usable.to(cut.dtype)
+    return cut
 
 
 def _gather_mask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vtc.kernels.nearest import nearest
+from vtc.kernels.match import match
 from vtc.tokens import Reduction, VisionTokens
 
 
@@ -17,7 +17,7 @@ def share(tokens: VisionTokens, reduction: Reduction) -> Reduction:
     """
     dropped = tokens.valid & (reduction.slot < 0)
     index = reduction.anchor.clamp(min=0)[..., None].expand(-1, -1, tokens.features.shape[2])
-    slot, _ = nearest(tokens.features, tokens.features.gather(1, index), reduction.anchor >= 0)
+    slot, _ = match(tokens.features, tokens.features.gather(1, index), reduction.anchor >= 0)
     weight = reduction.weight
     if weight is not None:
         weight = torch.where(dropped, torch.zeros_like(weight), weight)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.kernels.merge import merge
 from vtc.layout import Layout, build_layout
-from vtc.merge import merge
 from vtc.methods.base import Method
 from vtc.models.base import Family, TowerRun
 from vtc.rows import choose_rows, gather_rows
@@ -15,7 +15,7 @@ from vtc.schedule import solve
 from vtc.share import share
 from vtc.signals import Signal
 from vtc.state import Alive, Cut, Pass
-from vtc.tokens import Budget, Reduction, VisionTokens, top
+from vtc.tokens import Budget, Reduction, VisionTokens, sort_padded, top
 
 
 def open_pass(
@@ -92,8 +92,8 @@ def cut_stage(
     rows, valid = rows_of(p.layout, p.alive, hybrid)
     log_size = log_sizes(p, rows, tokens.features.dtype) if method.share else None
     inside = rows if before is None else torch.searchsorted(before.rows, rows)
-    tokens.features = tokens.features[..., :0]  # the pass outlives the forward; the features need not
-    return Cut(tokens, reduction, position, rows, valid, log_size, inside)
+    tokens.features = tokens.features.new_empty(*tokens.features.shape[:2], 0)  # the pass outlives the forward
+    return Cut(tokens, reduction, keep, position, rows, valid, log_size, inside)
 
 
 def survivors(
@@ -110,8 +110,9 @@ def survivors(
 def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor | None]:
     """``(rows [B, K], valid)``: every real text row and the living vision rows of each prompt."""
     kept = layout.text.clone()
-    for row, used in ((alive.row, alive.valid), (alive.newline_row, alive.newline_row >= 0)):
-        kept[layout.prompt[:, None].expand_as(row)[used], row[used]] = True
+    for row, counted in ((alive.row, alive.count), (alive.newline_row, alive.newlines)):
+        i, k = listed(counted, row.device)
+        kept[layout.prompt[i], row[i, k]] = True
     count = list(layout.text_count)
     for prompt, n, m in zip(layout.prompts, alive.count, alive.newlines, strict=True):
         count[prompt] += n + m
@@ -129,8 +130,8 @@ def log_sizes(p: Pass, rows: Tensor, dtype: torch.dtype) -> Tensor:
     alive, layout = p.alive, p.layout
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     sizes = torch.ones(p.batch, p.length, device=rows.device, dtype=exact)
-    prompt = layout.prompt[:, None].expand_as(alive.row)
-    sizes[prompt[alive.valid], alive.row[alive.valid]] = alive.size[alive.valid].clamp(min=1.0).to(exact)
+    i, k = listed(alive.count, rows.device)
+    sizes[layout.prompt[i], alive.row[i, k]] = alive.size[i, k].clamp(min=1.0).to(exact)
     return sizes.gather(1, rows).log()
 
 
@@ -150,12 +151,17 @@ def merge_rows(states: Tensor, cut: Cut) -> Tensor:
 def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
     """The rows of ``cut`` from states that were restored to full length; what was added to a slot's tokens in between
     (DeepStack features) merges by the same slots as the tokens did."""
-    full, short = p.restored  # type: ignore[misc]
-    if states is full:
-        return short
+    if p.restored is not None and states is p.restored[0]:
+        return p.restored[1]
     taken = gather_rows(states, cut.rows)
     if not any(c.reduction.merges for c in p.cuts):
         return taken
+    if p.restored is None:
+        raise UnsupportedModel(
+            "a layer after DeepStack is replayed for its gradient, and what was added to merged tokens is gone; use "
+            "model.gradient_checkpointing_enable() of transformers 5.23 or later, or a method that only drops"
+        )
+    full = p.restored[0]
     first = p.cuts[0].tokens
     group = own = gather_rows((states - full)[first.prompt], first.row)
     for c in p.cuts:
@@ -171,11 +177,19 @@ def merge_slots(features: Tensor, cut: Cut) -> Tensor:
 
 def at_anchors(states: Tensor, cut: Cut, value: Tensor, accumulate: bool) -> Tensor:
     """``states [B, K, D]`` of the cut's rows with ``value [I, K', D]`` put (or added) at the anchors' rows."""
-    tokens, used = cut.tokens, cut.reduction.anchor >= 0
+    tokens = cut.tokens
     row = tokens.row.gather(1, cut.reduction.anchor.clamp(min=0))
     place = torch.searchsorted(cut.rows[tokens.prompt].contiguous(), row)
-    prompt = tokens.prompt[:, None].expand_as(place)
-    return states.index_put((prompt[used], place[used]), value[used].to(states.dtype), accumulate=accumulate)
+    i, k = listed(cut.keep, states.device)
+    where = (tokens.prompt[i], place[i, k])
+    return states.index_put(where, value[i, k].to(states.dtype), accumulate=accumulate)
+
+
+def listed(count: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Picture and slot of every slot in use, from counts known on the CPU: a mask would make the device wait."""
+    picture = torch.arange(len(count)).repeat_interleave(torch.tensor(count))
+    slot = torch.cat([torch.arange(n) for n in count])
+    return picture.to(device, non_blocking=True), slot.to(device, non_blocking=True)
 
 
 def every_token(tokens: VisionTokens) -> Tensor:
@@ -199,7 +213,7 @@ def keep_newlines(alive: Alive, grid: Tensor, keep: list[int]) -> tuple[Tensor, 
     if alive.newline_row.shape[1] == 0:
         return alive.newline_row, alive.newline_grid
     same_row = (alive.newline_grid[:, None, :, :2] == grid[:, :, None, :2]).all(dim=-1)
-    chosen = top(same_row.sum(dim=1).float(), keep, alive.newline_row >= 0).sort(dim=1).values
+    chosen = sort_padded(top(same_row.sum(dim=1).float(), keep, alive.newline_row >= 0))
     index, used = chosen.clamp(min=0), chosen >= 0
     row = alive.newline_row.gather(1, index).masked_fill(~used, -1)
     return row, gather_rows(alive.newline_grid, index).masked_fill(~used[..., None], -1)

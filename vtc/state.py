@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -31,13 +32,14 @@ class Alive:
 class Cut:
     """What one stage did: the reduction of the tokens that lived, and the rows of the prompts it leaves.
 
-    position ``[I, N]``: where the tokens stood in the incoming states; rows ``[B, K]`` (ascending rows of the prompt),
-    valid ``[B, K]`` or None (all), log_size ``[B, K]`` or None (all 0); inside ``[B, K]``: those rows in the incoming
-    states.
+    keep: slots of each picture; position ``[I, N]``: where the tokens stood in the incoming states; rows ``[B, K]``
+    (ascending rows of the prompt), valid ``[B, K]`` or None (all), log_size ``[B, K]`` or None (all 0); inside
+    ``[B, K]``: those rows in the incoming states.
     """
 
     tokens: VisionTokens
     reduction: Reduction
+    keep: list[int]
     position: Tensor
     rows: Tensor
     valid: Tensor | None
@@ -66,17 +68,20 @@ class Pass:
     length: int
     batch: int
     clock: Stopwatch
+    grad: bool = False
     layout: Layout = field(
         init=False
     )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
     alive: Alive = field(init=False)
     opened: bool = False
+    brings: bool = True  # pictures come with it
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
     over: bool = False  # some picture must shrink
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)
     plans: dict[int, LayerPlan] = field(default_factory=dict)
     heard: dict[tuple[int, Signal], Tensor] = field(default_factory=dict)
+    tables: dict[int, Any] = field(default_factory=dict)  # rotary tables by layer: which forward a replay belongs to
     restored: tuple[Tensor, Tensor] | None = None  # (full, short) states as they left the last restoring layer
     rows_by_layer: dict[int, int] = field(default_factory=dict)
     past_by_layer: dict[int, int] = field(default_factory=dict)

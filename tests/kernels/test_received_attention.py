@@ -97,3 +97,75 @@ def test_what_is_hidden_can_be_nan():
 def test_head_counts_that_do_not_divide():
     with pytest.raises(ValueError, match=r"4 query heads over 3 key heads; give a multiple"):
         received_attention(draw(1, 4, 2, 4), draw(1, 3, 2, 4))
+
+
+def kernel_case(dtype, heads, key_heads, width, batch=2, n=37, keys=70):
+    """Odd lengths, heads strided as models have them, and every option at once."""
+    q = draw(batch, n, heads, width, dtype=dtype).transpose(1, 2)
+    k = draw(batch, keys, key_heads, width, seed=1, dtype=dtype).transpose(1, 2)
+    options = {
+        "rows": torch.tensor([[36, 0, 5, -1, 5], [3, 7, -1, -1, 30]])[:batch],
+        "end": torch.tensor([[70, 1, 0, 4, 33], [65, 64, 9, 9, 69]])[:batch],
+        "allowed": draw(batch, keys, seed=2) > -0.5,
+        "log_size": draw(batch, keys, seed=3).float().abs(),
+    }
+    return q, k, options
+
+
+HEADS = [(1, 1, 16), (4, 2, 72), (8, 1, 80), (6, 2, 96), (4, 4, 128), (2, 1, 256), (7, 1, 64), (3, 3, 5)]
+
+
+@pytest.mark.parametrize("dtype", [t for t in TOL if t != torch.float64])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_kernel_equals_float64(heads, dtype):
+    q, k, options = kernel_case(dtype, *heads)
+    want = reference(q, k, **options).float()
+    got = received_attention(q, k, **options)
+    assert_close("received", got, want)
+    assert_same("again", received_attention(q, k, **options), got)
+
+
+@pytest.mark.parametrize("rows", [1, 20, 37])
+def test_kernel_takes_weights_and_lse(rows):
+    q, k, _ = kernel_case(torch.float32, 4, 2, 32)
+    options = {"rows": torch.arange(rows), "end": torch.arange(rows).expand(2, -1) * 2}  # row 0 sees nothing
+    logits = q[:, :, :rows].double() @ k.double().repeat_interleave(2, 1).mT * 32**-0.5
+    hidden = torch.arange(70) >= options["end"][:, None, :, None]
+    logits = logits.masked_fill(hidden, -torch.inf)
+    lse, weights = logits.logsumexp(-1), torch.rand(2, rows, generator=torch.Generator().manual_seed(3))
+    want = (logits - lse[..., None]).exp().masked_fill(hidden, 0) * weights[:, None, :, None]
+    for given in (None, lse.float()):
+        got = received_attention(q, k, **options, lse=given, weights=weights)
+        assert_close("received", got, want.sum(2).float())
+
+
+def test_kernel_takes_strides_of_any_kind():
+    q, k = draw(1, 4, 33, 24, dtype=torch.float32), draw(1, 2, 65, 24, seed=1, dtype=torch.float32)
+    want = received_attention(q, k)
+    assert_close("columns first", received_attention(q.mT.contiguous().mT, k.mT.contiguous().mT), want)
+    assert_close("every second", received_attention(q.repeat_interleave(2, 2)[:, :, ::2], k), want)
+    one = k[:, :, :1].expand(-1, -1, 65, -1)  # stride 0: all keys are one
+    assert_close("one key", received_attention(q, one), torch.full((1, 4, 65), 33 / 65))
+
+
+def test_kernel_gives_nothing_where_nothing_is_seen():
+    q, k, _ = kernel_case(torch.float16, 4, 2, 32)
+    k[:, :, 3] = torch.nan
+    hidden = torch.zeros(2, 70, dtype=torch.bool)
+    for options in (
+        {"allowed": hidden},
+        {"rows": torch.tensor([-1, -1])},
+        {"end": torch.zeros(2, 37, dtype=torch.int64)},
+    ):
+        assert (received_attention(q, k, **options) == 0).all()
+    got = received_attention(q, k, allowed=torch.arange(70).expand(2, -1) != 3)
+    assert got.isfinite().all() and (got[..., 3] == 0).all()
+
+
+@pytest.mark.parametrize("option", ["plain", "all"])
+def test_kernel_opcheck(option):
+    options = {"rows": None, "end": None, "allowed": None, "log_size": None} | OPTIONS[option]
+    scale = options.pop("scale", 0.3)
+    rows = options["rows"]
+    q, k = draw(2, 4, 7 if rows is None else 3, 5, dtype=torch.float32), draw(2, 2, 9, 5, seed=1, dtype=torch.float32)
+    torch.library.opcheck(torch.ops.vtc.received_attention.default, (q, k, *options.values(), None, None, scale))

@@ -4,7 +4,7 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, picture, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 from vtc.methods.bipartite import Bipartite, bipartite_round
 
 

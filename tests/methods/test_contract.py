@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.pictures import batch, check, picture, reduce, signals
 from tests.tolerances import assert_same
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 from vtc.methods import registry
 from vtc.share import share
 

@@ -4,7 +4,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from tests.pictures import WIDTH, batch, picture, reduce
 from tests.tolerances import assert_close
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 from vtc.methods.pool import Pool
 
 

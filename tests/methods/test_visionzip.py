@@ -4,7 +4,7 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.merge import merge
+from vtc.kernels.merge import merge
 from vtc.methods.visionzip import VisionZip
 from vtc.signals import TowerAttention, TowerKeys
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.kernels.nearest import nearest
-from vtc.merge import merge
+from vtc.kernels.match import match
+from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.signals import Signal
@@ -63,7 +63,7 @@ def bipartite_round(
     index = torch.arange(metric.shape[1], device=metric.device)
     valid = index < torch.tensor(count, device=metric.device)[:, None]
     r = torch.tensor(away, device=metric.device)[:, None]
-    to, cosine = nearest(metric[:, ::2], metric[:, 1::2], valid[:, 1::2])
+    to, cosine = match(metric[:, ::2], metric[:, 1::2], valid[:, 1::2])
     if class_token:
         cosine[:, 0] = -torch.inf
     evens = valid[:, ::2]

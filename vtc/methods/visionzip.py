@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.kernels.nearest import nearest
+from vtc.kernels.match import match
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.signals import Signal, TowerAttention, TowerKeys
@@ -59,7 +59,7 @@ class VisionZip(Method):
         targets = sort_padded(index.where(target, -1))[:, : max(context)]
 
         alone = tokens.valid & ~rest | target
-        near, _ = nearest(keys, _take(keys, targets), targets >= 0)
+        near, _ = match(keys, _take(keys, targets), targets >= 0)
         near = near.where((near >= 0) & tokens.valid & ~alone, max(context))  # the last column: joins none
         joined = torch.zeros(len(keep), max(context) + 1, device=keys.device)
         joined = joined.scatter_add_(1, near, torch.ones_like(near, dtype=joined.dtype)).gather(1, near)

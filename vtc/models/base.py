@@ -26,7 +26,8 @@ class TowerRun:
     arguments: dict[str, Any]
     counts: list[int] = field(default_factory=list)
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
-    output: Any = None  # what the call returned, until the forward that uses it has run
+    output: Any = None  # weak references to what the call returned, to know it again
+    used: bool = False  # a forward has used it
 
 
 @dataclass

@@ -14,10 +14,12 @@ SPECIAL = ("class_embedding", "cls_token", "class_token")  # parameters that are
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside ``torch.compile`` and PEFT wrappers."""
+    """The transformers model inside ``torch.compile``, data-parallel and PEFT wrappers."""
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
+        elif type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            model = model.module
         elif hasattr(model, "get_base_model"):
             model = model.get_base_model()
         else:

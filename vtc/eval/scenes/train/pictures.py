@@ -1,8 +1,8 @@
 """Training pictures, drawn once by a few processes and kept as bytes on disk."""
 
+import json
 import multiprocessing
-import pickle
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ def _flavour(index: int, count: int) -> dict[str, bool]:
 
 
 def _draw(job: tuple[Path, int, int, int, int]) -> None:
-    """Draws pictures [start, stop) into the shared file and pickles the rest beside it."""
+    """Draws pictures [start, stop) into the shared file, objects and labels beside it."""
     folder, first, start, stop, count = job
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", "r+")
     objects, labels = [], []
@@ -45,8 +45,9 @@ def _draw(job: tuple[Path, int, int, int, int]) -> None:
         pixels[index] = np.asarray(drawn.image)
         objects.append(drawn.objects)
         labels.append(label(drawn))
-    stacked = Labels(**{f.name: np.stack([getattr(x, f.name) for x in labels]) for f in fields(Labels)})
-    (folder / f"{start}.pkl").write_bytes(pickle.dumps((objects, stacked)))
+    stacked = {f.name: np.stack([getattr(x, f.name) for x in labels]) for f in fields(Labels)}
+    np.savez(folder / f"{start}.npz", **stacked)
+    (folder / f"{start}.json").write_text(json.dumps([[astuple(o) for o in picture] for picture in objects]))
 
 
 def prepare(folder: Path, first: int, count: int, processes: int = 2) -> Pictures:
@@ -62,7 +63,11 @@ def prepare(folder: Path, first: int, count: int, processes: int = 2) -> Picture
         with multiprocessing.Pool(processes) as pool:
             pool.map(_draw, jobs, chunksize=1)
         (folder / "done").touch()
-    parts = [pickle.loads((folder / f"{s}.pkl").read_bytes()) for s in starts]
-    objects = [o for part in parts for o in part[0]]
-    labels = Labels(**{f.name: np.concatenate([getattr(p[1], f.name) for p in parts]) for f in fields(Labels)})
+    objects = [
+        tuple(Object(*values, tuple(box)) for *values, box in picture)
+        for s in starts
+        for picture in json.loads((folder / f"{s}.json").read_text())
+    ]
+    parts = [np.load(folder / f"{s}.npz") for s in starts]
+    labels = Labels(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Labels)})
     return Pictures(np.load(folder / "pixels.npy", mmap_mode="r"), objects, labels, int(count * EASY))

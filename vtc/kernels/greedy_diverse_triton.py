@@ -1,0 +1,98 @@
+"""Sequential choices in one launch: one program a picture, which holds the scores of all its tokens on chip."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vtc.kernels.dispatch import arch, config, power
+
+# architecture -> warps
+WARPS = {80: 8}
+
+
+@triton.jit(do_not_specialize=["KEEP"])
+def maxmin_picks(GRAM, FIRST, AWAY, ORDER, N, KEEP, NP: tl.constexpr):
+    """``ORDER [I, KEEP]`` from cosines ``GRAM [I, N, N]``, first scores and later scores ``[I, N]``."""
+    i = tl.program_id(0).to(tl.int64)
+    j = tl.arange(0, NP)
+    score = tl.load(FIRST + i * N + j, mask=j < N, other=float("-inf"))
+    away = tl.load(AWAY + i * N + j, mask=j < N, other=float("-inf"))
+    for step in tl.range(0, KEEP):
+        top, chosen = tl.max(score, 0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(ORDER + i * KEEP + step, tl.where(top == float("-inf"), -1, chosen))
+        row = 1 - tl.load(GRAM + (i * N + chosen) * N + j, mask=j < N, other=0.0)
+        away = tl.where((row < away) & (row == row), row, away)
+        away = tl.where(j == chosen, float("-inf"), away)
+        score = away
+
+
+@triton.jit(do_not_specialize=["KEEP"])
+def dpp_picks(GRAM, LEFT, LEAST, STEPS, ORDER, N, KEEP, NP: tl.constexpr):
+    """``ORDER [I, KEEP]`` from ``GRAM [I, N, N]``, the variances ``LEFT`` and what counts as nothing ``LEAST [I, N]``;
+    ``STEPS [I, KEEP, N]`` is scratch: what each choice explains."""
+    i = tl.program_id(0).to(tl.int64)
+    j = tl.arange(0, NP)
+    left = tl.load(LEFT + i * N + j, mask=j < N, other=float("-inf"))
+    least = tl.load(LEAST + i * N + j, mask=j < N, other=0.0)
+    for step in tl.range(0, KEEP):
+        top, chosen = tl.max(left, 0, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(ORDER + i * KEEP + step, tl.where(top == float("-inf"), -1, chosen))
+        known = tl.zeros([NP], tl.float32)
+        for past in tl.range(0, step):
+            line = STEPS + (i * KEEP + past) * N
+            known += tl.load(line + j, mask=j < N, other=0.0) * tl.load(line + chosen)
+        row = tl.load(GRAM + (i * N + chosen) * N + j, mask=j < N, other=0.0)
+        explains = tl.where(top > 0, (row - known) / tl.sqrt(tl.where(top > 0, top, 1.0)), 0.0)
+        tl.store(STEPS + (i * KEEP + step) * N + j, explains, mask=j < N)
+        tl.debug_barrier()  # the next step reads it from other threads
+        rest = left - explains * explains
+        left = tl.where((rest >= least) | (left <= 0), rest, 0.0)
+        left = tl.where(j == chosen, float("-inf"), left)
+
+
+def maxmin(gram: Tensor, first: Tensor, away: Tensor, keep: int) -> Tensor:
+    """``[I, keep]`` int64 for cosines ``gram [I, N, N]`` and scores ``[I, N]``."""
+    pictures, tokens = first.shape
+    order = torch.full((pictures, keep), -1, dtype=torch.int64, device=gram.device)
+    if order.numel():
+        maxmin_picks[(pictures,)](
+            gram.contiguous(), first.contiguous(), away.contiguous(), order, tokens, keep, NP=power(tokens),
+            num_warps=config(WARPS, arch(gram)), enable_fp_fusion=True,
+        )  # fmt: skip
+    return order
+
+
+def dpp(gram: Tensor, left: Tensor, least: Tensor, keep: int) -> Tensor:
+    """``[I, keep]`` int64 for ``gram [I, N, N]``, the variances and their floor ``[I, N]``."""
+    pictures, tokens = left.shape
+    order = torch.full((pictures, keep), -1, dtype=torch.int64, device=gram.device)
+    if order.numel():
+        steps = torch.empty(pictures, keep, tokens, device=gram.device)
+        dpp_picks[(pictures,)](
+            gram.contiguous(), left.contiguous(), least.contiguous(), steps, order, tokens, keep, NP=power(tokens),
+            num_warps=config(WARPS, arch(gram)), enable_fp_fusion=True,
+        )  # fmt: skip
+    return order
+
+
+def aot_cases(chip: int) -> list[dict]:
+    """What to compile ahead of time for ``chip`` (80, 90)."""
+    cases = []
+    for kernel in (maxmin_picks, dpp_picks):
+        for tokens in (1024, 4096):
+            types = dict.fromkeys(kernel.arg_names, "*fp32") | {"ORDER": "*i64", "N": "i32", "KEEP": "i32"}
+            cases.append(
+                dict(
+                    name=f"{kernel.__name__} N{tokens}",
+                    kernel=kernel,
+                    signature={a: types[a] for a in kernel.arg_names if a != "NP"},
+                    constexprs={"NP": tokens},
+                    options=dict(num_warps=config(WARPS, chip), num_stages=2),
+                    aligned=["N"],
+                    pipelined=False,
+                )
+            )
+    return cases
