@@ -138,10 +138,8 @@ class Engine:
         for run in self.listener.runs.values():
             run.used = True
         held = cache_bytes(cache)
-        self._report, self._finish = (
-            None,
-            lambda: summarise(p, self.family, self.method, self.budget, self.stage_at, held),
-        )
+        self._report = None
+        self._finish = lambda: summarise(p, self.family, self.method, self.budget, self.stage_at, held)
 
     def report(self) -> Report:
         """The last prefill that brought pictures; raises ``NotReduced`` before there was one."""
