@@ -101,16 +101,16 @@ class Ideal:
         self.text.norm(states)
 
 
-def timed(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def timed(runs: dict[str, Callable[[], None]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Milliseconds of each run, interleaved: every repeat goes once through all of them."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for repeat in range(-warm_up, repeats):
         for name, run in runs.items():
             _wait()
             start = time.perf_counter()
             run()
             _wait()
-            if repeat:  # the first round warms up
+            if repeat >= 0:
                 times[name].append(1000 * (time.perf_counter() - start))
     return times
 
@@ -138,9 +138,9 @@ def compare(model, prompt: dict, method: str, budget: int, share: bool, repeats:
         selection = vtc.report(model).selection_ms
     wholes: dict[str, list[float]] = {"patched": [], "unpatched": []}
     for _ in range(repeats):
-        wholes["unpatched"] += timed({"run": whole}, 1)["run"]
+        wholes["unpatched"] += timed({"run": whole}, 1, warm_up=0)["run"]
         with vtc.patched(model, method, budget=budget, **options):
-            wholes["patched"] += timed({"run": whole}, 1)["run"]
+            wholes["patched"] += timed({"run": whole}, 1, warm_up=0)["run"]
     ratios = [ours / ideal for ours, ideal in zip(decoder["patched"], decoder["ideal"], strict=True)]
     return {
         "method": name,

@@ -6,7 +6,8 @@
 
 Faults: registers that spill (a stack, local loads or stores), shared memory beyond the chip's, a loop over tiles that
 is not pipelined (no asynchronous copy), no load of a tile of 128 bits. Any fault, or a kernel that does not compile, is
-exit code 1; a machine that can not compile is 2. Triton caches what it compiled.
+exit code 1; a machine that can not compile is 2. Triton caches what it compiled. For gfx942 only a kernel that does not
+compile is a fault: the kernels are not offered on ROCm (``dispatch``), and their tiles are not chosen for it.
 
 A case is a dict that ``aot_cases(chip)`` of a ``vtc/kernels/*_triton.py`` lists:
     name        what the table calls it
@@ -65,7 +66,9 @@ def build(case: dict, arch: int | str):
         fn=kernel,
         signature=signature,
         constexprs={(names.index(n),): value for n, value in constexprs.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+        attrs={
+            (names.index(n),): [["tt.divisibility", 16]] for n in sorted(aligned)
+        },  # a set of another order would miss the cache
     )
     target = GPUTarget("cuda", arch, 32) if isinstance(arch, int) else GPUTarget("hip", arch, 64)
     return triton.compile(source, target=target, options={"enable_fp_fusion": True, **case["options"]})
@@ -148,8 +151,9 @@ def check(case: dict, arch: int | str) -> bool:
     wrong = faults(case, found, arch)
     cells = [found[column] for column in COLUMNS] + [round(time.perf_counter() - start, 1)]
     line = f"{name:<7} {case['name']:<56} " + " ".join(f"{cell:>9}" for cell in cells)
-    print(line + (f"  FAULT: {'; '.join(wrong)}" if wrong else ""), flush=True)
-    return not wrong
+    offered = isinstance(arch, int)
+    print(line + (f"  {'FAULT' if offered else 'note'}: {'; '.join(wrong)}" if wrong else ""), flush=True)
+    return not (wrong and offered)
 
 
 def main() -> int:
