@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait starve each other on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all lint setup clean
+.PHONY: demo test test-all kernels lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,9 @@ test: setup lint
 
 test-all: setup lint
 	$(BIN)/python -m pytest -n 2
+
+kernels: setup
+	$(BIN)/python scripts/check_kernels.py
 
 lint: setup
 	$(BIN)/ruff check .

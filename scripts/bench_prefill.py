@@ -157,13 +157,11 @@ def compare(model, prompt: dict, method: str, budget: int, share: bool, repeats:
 
 def decoder_runs(model, prompt: dict, rows: list[int]) -> dict[str, Callable[[], None]]:
     """The decoder as patched (features ready-made, selection inside), ideal, and with nothing dropped."""
-    batch, listener = prompt["input_ids"].shape[0], vtc.patch_of(model).engine.listener
+    batch = prompt["input_ids"].shape[0]
     features = model.model.get_image_features(prompt["pixel_values"], return_dict=True)
-    heard = listener.runs["image"]
     ready = {name: value for name, value in prompt.items() if name != "pixel_values"}
 
     def patched() -> None:
-        listener.runs, heard.output = {"image": heard}, features
         model.model(**ready, mm_encoder_outputs={"image": features}, use_cache=True)
 
     return {

@@ -23,5 +23,6 @@ def run_interpreted(file: str, choose: str) -> None:
     """Run the tests of ``tests/kernels/<file>.py`` that ``choose`` (pytest's -k) names; all of them must pass."""
     pytest.importorskip("triton", reason="Triton is not installed, so its interpreter is not either")
     command = [sys.executable, "-m", "pytest", f"tests/kernels/{file}.py", "-k", choose, "-m", "not slow", "--tb=short"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | SETTINGS, capture_output=True, text=True, timeout=1800)
+    env = {name: value for name, value in os.environ.items() if "XDIST" not in name} | SETTINGS
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

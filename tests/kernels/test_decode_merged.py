@@ -82,4 +82,9 @@ def test_many_rows_are_refused():
 
 
 def test_kernels_in_the_interpreter():
-    run_interpreted("test_decode_merged", "not interpreter and not opcheck")
+    run_interpreted("test_decode_merged", "(definition and bfloat16) or holes or bits")
+
+
+@pytest.mark.slow
+def test_kernels_in_the_interpreter_all():
+    run_interpreted("test_decode_merged", "not interpreter")

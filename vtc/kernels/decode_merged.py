@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.dispatch import use_triton
-from vtc.kernels.merged_attention import check, like_heads, reference, wide
+from vtc.kernels.merged_attention import check, in_kernel, like_heads, reference, wide
 
 
 def decode_merged(
@@ -28,7 +27,7 @@ def decode_merged(
 
 @torch.library.custom_op("vtc::decode_merged", mutates_args=())
 def _decode(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    if use_triton(q, k, v, log_size) and q.numel() and k.numel():
+    if in_kernel(q, k, v, log_size):
         from vtc.kernels.decode_merged_triton import decode
 
         return decode(q, k, v, log_size, scale)

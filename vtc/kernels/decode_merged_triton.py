@@ -9,23 +9,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vtc.kernels.dispatch import arch, config, power
+from vtc.kernels.dispatch import power
 from vtc.kernels.merged_attention import like_heads
 from vtc.kernels.merged_attention_triton import (
     LOG2E,
-    WIDTHS,
+    TYPES,
+    Table,
     aot_case,
     dense,
     load_rows,
+    pick,
     shape_of,
     store_rows,
+    tiles,
     unit_stride,
 )
 from vtc.kernels.tile_triton import dot
 
-# Keys of a tile, warps, stages, by architecture and width of a head (up to). None of them spills registers.
-TILES = {80: {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)}}
-EXACT = (32, 8, 2)  # float32
+# Keys of a tile, warps and stages; else as ``FORWARD``.
+TILES: Table = {
+    0: {64: (32, 8, 2), 128: (32, 8, 2), 256: (32, 8, 2)},
+    80: {64: (64, 4, 3), 128: (64, 4, 3), 256: (32, 4, 3)},
+}
 SPLITS = 64  # at most
 WAVES = 2  # programs a multiprocessor
 
@@ -97,7 +102,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor | None, scale: floa
     q, k, v = (unit_stride(x) for x in (q, k, v))
     (batch, heads, _, width), (key_heads, keys) = q.shape, k.shape[1:3]
     group, shape = heads // key_heads, shape_of(q)
-    bn, warps, stages = pick(arch(q), q.dtype == torch.float32, width)
+    bn, warps, stages = tiles(TILES, q)
     span, splits = divide(keys, bn, programs(q.device) // (batch * key_heads))
     part = q.new_empty(batch, key_heads, splits, group, width, dtype=torch.float32)
     top = q.new_empty(batch, key_heads, splits, group, dtype=torch.float32)
@@ -112,11 +117,6 @@ def decode(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor | None, scale: floa
         S=power(splits), num_warps=4, num_stages=1, enable_fp_fusion=True,
     )  # fmt: skip
     return out, lse
-
-
-def pick(chip: int, exact: bool, width: int) -> tuple[int, int, int]:
-    """Keys of a tile, warps and stages; ``exact`` = float32."""
-    return EXACT if exact else config(TILES, chip)[power(width, 64)]
 
 
 def divide(keys: int, tile: int, wanted: int) -> tuple[int, int]:
@@ -137,8 +137,8 @@ def programs(device: torch.device) -> int:
 def aot_cases(chip: int) -> list[dict]:
     """What ``scripts/check_kernels.py`` compiles ahead of time for ``chip``."""
     cases = []
-    for dtype, width in (*WIDTHS, ("fp32", 128)):
-        bn, warps, stages = pick(chip, dtype == "fp32", width)
+    for dtype, width in TYPES:
+        bn, warps, stages = pick(TILES, chip, dtype, width)
         for group in (7, 1) if width == 128 else (4,):
             case = aot_case(span_kernel, dtype, width, (group, bn, warps, stages))
             case["constexprs"] |= {"G": group, "GP": power(group)}

@@ -1,13 +1,14 @@
 """Kernel or reference: one rule for every operation, and one lookup of launch settings by architecture.
 
-``VTC_KERNELS=auto`` (default): the Triton kernel for CUDA tensors, the torch reference for anything else. ``reference``:
-never a kernel. ``triton``: always a kernel, or an error. Triton is imported on first use.
+``VTC_KERNELS=auto`` (default): the Triton kernel for CUDA tensors, the torch reference for anything else;
+``reference``: never a kernel; ``triton``: always a kernel, or an error. Triton is imported on first use.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TypeVar
 
@@ -70,6 +71,11 @@ def _installed() -> str | None:
     return None
 
 
+def device_of(tensor: Tensor) -> AbstractContextManager:
+    """Launch kernels on the tensor's GPU, which is not the current one where a model spans several."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 def interpreted() -> bool:
     """Whether ``@triton.jit`` functions run in Triton's interpreter (``TRITON_INTERPRET=1``). It holds bfloat16 as bits
     and computes garbage on them: kernels take this as ``UPCAST`` and go through float32."""
@@ -90,7 +96,7 @@ def _arch(device: torch.device) -> int:
 
 
 def config(table: Mapping[int, T], chip: int) -> T:
-    """Of launch settings by architecture (``{80: ..., 90: ...}``; no autotuning), the newest entry not above ``chip``."""
+    """From launch settings by architecture (``{80: ..., 90: ...}``; no autotuning) the newest not above ``chip``."""
     return table[max((known for known in table if known <= chip), default=min(table))]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.dispatch import use_triton
+from vtc.kernels.dispatch import device_of, use_triton
 from vtc.kernels.match import match, unit
 
 KINDS = ("maxmin", "dpp", "coverage")
@@ -58,7 +58,8 @@ def _maxmin(direction: Tensor, allowed: Tensor, sound: Tensor, keep: int, fused:
     if fused:
         from vtc.kernels import greedy_diverse_triton as launch
 
-        return launch.maxmin(direction @ direction.mT, first, away, keep)
+        with device_of(direction):
+            return launch.maxmin(direction @ direction.mT, first, away, keep)
     order = []
     for step in range(keep):
         order.append(chosen := _best(first if step == 0 else away))
@@ -76,7 +77,8 @@ def _dpp(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: 
     if fused:
         from vtc.kernels import greedy_diverse_triton as launch
 
-        return launch.dpp(scaled @ scaled.mT, left, LEAST * own, keep)
+        with device_of(scaled):
+            return launch.dpp(scaled @ scaled.mT, left, LEAST * own, keep)
     order, steps = [], own.new_zeros(own.shape[0], keep, own.shape[1])
     for step in range(keep):
         order.append(chosen := _best(left))

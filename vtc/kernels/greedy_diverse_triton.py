@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vtc.kernels.dispatch import arch, config, power
 
-# architecture -> warps
-WARPS = {80: 8}
+# architecture -> (warps, and warps for more than 1,024 tokens)
+WARPS = {80: (4, 8)}
 
 
 @triton.jit(do_not_specialize=["KEEP"])
@@ -60,7 +60,7 @@ def maxmin(gram: Tensor, first: Tensor, away: Tensor, keep: int) -> Tensor:
     if order.numel():
         maxmin_picks[(pictures,)](
             gram.contiguous(), first.contiguous(), away.contiguous(), order, tokens, keep, NP=power(tokens),
-            num_warps=config(WARPS, arch(gram)), enable_fp_fusion=True,
+            num_warps=config(WARPS, arch(gram))[tokens > 1024], enable_fp_fusion=True,
         )  # fmt: skip
     return order
 
@@ -73,7 +73,7 @@ def dpp(gram: Tensor, left: Tensor, least: Tensor, keep: int) -> Tensor:
         steps = torch.empty(pictures, keep, tokens, device=gram.device)
         dpp_picks[(pictures,)](
             gram.contiguous(), left.contiguous(), least.contiguous(), steps, order, tokens, keep, NP=power(tokens),
-            num_warps=config(WARPS, arch(gram)), enable_fp_fusion=True,
+            num_warps=config(WARPS, arch(gram))[tokens > 1024], enable_fp_fusion=True,
         )  # fmt: skip
     return order
 
@@ -90,7 +90,7 @@ def aot_cases(chip: int) -> list[dict]:
                     kernel=kernel,
                     signature={a: types[a] for a in kernel.arg_names if a != "NP"},
                     constexprs={"NP": tokens},
-                    options=dict(num_warps=config(WARPS, chip), num_stages=2),
+                    options=dict(num_warps=config(WARPS, chip)[tokens > 1024], num_stages=2),
                     aligned=["N"],
                     pipelined=False,
                 )

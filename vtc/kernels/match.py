@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.dispatch import use_triton
+from vtc.kernels.dispatch import device_of, use_triton
+
+BLOCK = 1 << 20  # cosines held at a time (4 MiB of float32)
 
 
 def unit(features: Tensor) -> Tensor:
@@ -18,12 +20,13 @@ def unit(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(a: Tensor, b: Tensor, allowed: Tensor, skip_self: bool = False, rows: int = 512) -> tuple[Tensor, Tensor]:
+def match(a: Tensor, b: Tensor, allowed: Tensor, skip_self: bool = False, rows: int = 0) -> tuple[Tensor, Tensor]:
     """The index ``[I, N]`` of the allowed target of largest cosine, and that cosine ``[I, N]``.
 
     a ``[I, N, d]``; targets b ``[I, K, d]``; allowed ``[I, K]`` bool. ``skip_self``: token n may not choose target n.
     Ties go to the lower index. A token without a target (a NaN in it, none allowed) gets -1 and a cosine of -inf; a
-    target with a NaN is never chosen. Only ``rows`` x K cosines exist at a time (none at all in the kernel).
+    target with a NaN is never chosen. Only ``rows`` x K cosines exist at a time (0: as many as fit a small block), and
+    none at all in the kernel.
     """
     return _match(a, b, allowed, skip_self, rows)
 
@@ -33,7 +36,8 @@ def _match(a: Tensor, b: Tensor, allowed: Tensor, skip_self: bool, rows: int) ->
     if use_triton(a, b):
         from vtc.kernels import match_triton as kernel
 
-        return kernel.match(a, b, allowed, skip_self)
+        with device_of(a):
+            return kernel.match(a, b, allowed, skip_self)
     return reference(a, b, allowed, skip_self, rows)
 
 
@@ -48,6 +52,7 @@ def reference(a: Tensor, b: Tensor, allowed: Tensor, skip_self: bool, rows: int)
     if b.shape[1] == 0 or a.shape[1] == 0:
         none = torch.full(a.shape[:2], -1, device=a.device)
         return none, none.to(unit(a[..., :0]).dtype).fill_(-torch.inf)
+    rows = rows or max(1, BLOCK // max(1, b.shape[0] * b.shape[1]))
     columns, column = unit(b).mT, torch.arange(b.shape[1], device=b.device)
     best, index = [], []
     for start in range(0, a.shape[1], rows):

@@ -90,7 +90,7 @@ def aot_cases(chip: int) -> list[dict]:
     cases = []
     for width, dtype in ((64, "bf16"), (128, "bf16"), (1280, "bf16"), (3584, "bf16"), (1024, "fp16"), (4096, "fp32")):
         bm, bn, widest, warps, stages = config(TILE32 if dtype == "fp32" else TILE, chip)
-        fixed = dict(D=width, BC=min(widest, power(width)), BM=bm, BN=bn, SKIP=True, UPCAST=False)
+        fixed: dict = dict(D=width, BC=min(widest, power(width)), BM=bm, BN=bn, SKIP=True, UPCAST=False)
         fixed |= {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
         types = {"A": f"*{dtype}", "B": f"*{dtype}", "ALLOWED": "*i8", "VALUE": "*fp32", "INDEX": "*i32"}
         types |= dict.fromkeys(integers, "i32")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.dispatch import use_triton
+from vtc.kernels.dispatch import device_of, use_triton
 
 
 def merge(features: Tensor, slot: Tensor, weight: Tensor | None, size: Tensor, slots: int) -> Tensor:
@@ -29,7 +29,8 @@ def _merge(features: Tensor, slot: Tensor, weight: Tensor, slots: int, mean: boo
     if use_triton(features):
         from vtc.kernels import merge_triton as kernel
 
-        return kernel.merge(features, slot, weight, slots, mean)
+        with device_of(features):
+            return kernel.merge(features, slot, weight, slots, mean)
     return reference(features, slot, weight, slots, mean)
 
 
@@ -74,7 +75,8 @@ def _backward(grad: Tensor, features: Tensor, slot: Tensor, share: Tensor) -> tu
     if use_triton(features):
         from vtc.kernels import merge_triton as kernel
 
-        return kernel.backward(grad, features, slot, share)
+        with device_of(features):
+            return kernel.backward(grad, features, slot, share)
     return reference_backward(grad, features, slot, share)
 
 

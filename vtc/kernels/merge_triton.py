@@ -84,14 +84,14 @@ def merge_gradient(
     n, i = tl.program_id(0), tl.program_id(1).to(tl.int64)
     slot = tl.load(SLOT + i * N + n).to(tl.int64)
     share = tl.load(SHARE + i * N + n)
-    kept = slot >= 0
+    wide = tl.where(slot >= 0, D, 0)  # nothing is read for a dropped token
     total = tl.zeros([BC], tl.float32)
     for start in range(0, D, BC):
         c = start + tl.arange(0, BC)
-        own = tl.load(GRAD + i * sgi + slot * sgk + c, mask=(c < D) & kept, other=0.0).to(tl.float32)
-        x = tl.load(X + i * sxi + n.to(tl.int64) * sxn + c, mask=(c < D) & kept, other=0.0).to(tl.float32)
+        own = tl.load(GRAD + i * sgi + slot * sgk + c, mask=c < wide, other=0.0).to(tl.float32)
+        x = tl.load(X + i * sxi + n.to(tl.int64) * sxn + c, mask=c < wide, other=0.0).to(tl.float32)
         total += own * x
-        tl.store(DX + (i * N + n) * D + c, (own * tl.where(kept, share, 0.0)).to(DX.dtype.element_ty), mask=c < D)
+        tl.store(DX + (i * N + n) * D + c, (own * tl.where(slot >= 0, share, 0.0)).to(DX.dtype.element_ty), mask=c < D)
     tl.store(DSHARE + i * N + n, tl.sum(total, 0))
 
 
@@ -124,7 +124,8 @@ def merge(features: Tensor, slot: Tensor, weight: Tensor, slots: int, mean: bool
     blocks = triton.cdiv(width, block)
     segment_sum[(programs, blocks, pictures)](
         features, weight.float().contiguous(), order, start, owner, first, out, part, share, *features.stride()[:2],
-        tokens, slots, D=width, BC=block, BS=SIZES, LONG=CHUNK, MEAN=mean, SPLIT=split, num_warps=warps, enable_fp_fusion=True,
+        tokens, slots, D=width, BC=block, BS=SIZES, LONG=CHUNK, MEAN=mean, SPLIT=split, num_warps=warps,
+        enable_fp_fusion=True,
     )  # fmt: skip
     if split:
         add_parts[(slots, blocks, pictures)](
@@ -144,7 +145,8 @@ def backward(grad: Tensor, features: Tensor, slot: Tensor, share: Tensor) -> tup
     most, warps = config(TILE, arch(features))
     merge_gradient[(tokens, pictures)](
         grad, features, slot.int().contiguous(), share.contiguous(), by_features, by_share, *grad.stride()[:2],
-        *features.stride()[:2], tokens, grad.shape[1], D=width, BC=min(most, power(width)), num_warps=warps, enable_fp_fusion=True,
+        *features.stride()[:2], tokens, grad.shape[1], D=width, BC=min(most, power(width)), num_warps=warps,
+        enable_fp_fusion=True,
     )  # fmt: skip
     return by_features, by_share
 

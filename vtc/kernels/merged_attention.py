@@ -10,6 +10,7 @@ from torch import Tensor
 from vtc.kernels.dispatch import use_triton
 
 BLOCK = 1 << 22  # attention weights the reference holds at a time (16 MiB of float32)
+WIDEST = 256  # heads that the kernels have tiles for; wider ones take the reference
 
 
 def merged_attention(
@@ -68,7 +69,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, log_size: Tensor | None, end: Tensor 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_size: Tensor | None, end: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    if use_triton(q, k, v, log_size, end) and q.numel():
+    if in_kernel(q, k, v, log_size, end):
         from vtc.kernels.merged_attention_triton import forward
 
         return forward(q, k, v, log_size, end, scale)
@@ -88,11 +89,16 @@ def _backward(
     grad_lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if use_triton(q, k, v, log_size, end) and q.numel() and k.numel():
+    if in_kernel(q, k, v, log_size, end):
         from vtc.kernels.merged_attention_backward_triton import backward
 
         return backward(q, k, v, log_size, end, out, lse, grad_out, grad_lse, scale)
     return reference_backward(q, k, v, log_size, end, out, lse, grad_out, grad_lse, scale)
+
+
+def in_kernel(q: Tensor, k: Tensor, *more: Tensor | None) -> bool:
+    """Whether the Triton kernels take this: something to compute, and heads they have tiles for."""
+    return use_triton(q, k, *more) and q.numel() > 0 and k.numel() > 0 and q.shape[-1] <= WIDEST
 
 
 def like_heads(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from vtc.kernels.merged_attention import like_heads
 from vtc.kernels.merged_attention_triton import (
     LOG2E,
-    WIDTHS,
+    TYPES,
+    Table,
     aot_case,
     dense,
     load_rows,
@@ -27,8 +28,12 @@ from vtc.kernels.merged_attention_triton import (
 from vtc.kernels.tile_triton import dot
 
 # As ``FORWARD``.
-KEYS = {80: {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 32, 8, 2)}}
-ROWS = {
+KEYS: Table = {
+    0: {64: (16, 32, 8, 2), 128: (16, 32, 8, 2), 256: (16, 32, 8, 2)},
+    80: {64: (32, 64, 8, 2), 128: (32, 64, 8, 2), 256: (16, 32, 8, 2)},
+}
+ROWS: Table = {
+    0: {64: (16, 16, 4, 2), 128: (16, 16, 4, 2), 256: (16, 16, 4, 2)},
     80: {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
     90: {64: (64, 64, 4, 2), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)},
     120: {64: (64, 64, 4, 2), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)},
@@ -189,10 +194,9 @@ def first_rows(end: Tensor, tile: int, keys: int) -> Tensor:
 
 def aot_cases(chip: int) -> list[dict]:
     """What ``scripts/check_kernels.py`` compiles ahead of time for ``chip``."""
-    types = (*WIDTHS, ("fp32", 64), ("fp32", 128), ("fp32", 256))
     cases = [
-        aot_case(kernel, dtype, width, pick(table, chip, dtype == "fp32", width))
+        aot_case(kernel, dtype, width, pick(table, chip, dtype, width))
         for kernel, table in ((keys_kernel, KEYS), (rows_kernel, ROWS))
-        for dtype, width in types
+        for dtype, width in TYPES
     ]
-    return cases + [aot_case(delta_kernel, t, width, (DELTA, 0, 4, 1), pipelined=False) for t, width in types]
+    return cases + [aot_case(delta_kernel, t, width, (DELTA, 0, 4, 1), pipelined=False) for t, width in TYPES]

@@ -12,14 +12,15 @@ from vtc.kernels.merged_attention import like_heads
 from vtc.kernels.tile_triton import dot
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Rows and keys of a tile, warps, stages, by architecture and width of a head (up to). None of them spills registers;
-# those for 80 and 120 fit the smaller chips of their kind.
-FORWARD = {
+Table = dict[int, dict[int, tuple[int, ...]]]
+# Rows and keys of a tile, warps and stages, by architecture and width of a head (up to). None spills registers, and
+# those for 80 and 120 fit the smaller chips of their kind. 0 is float32 on any chip, multiplied off the tensor cores.
+FORWARD: Table = {
+    0: {64: (16, 32, 8, 2), 128: (16, 16, 8, 2), 256: (16, 32, 8, 2)},
     80: {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
     90: {64: (64, 64, 4, 3), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
     120: {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 2)},
 }
-EXACT = (16, 32, 8, 2)  # float32, whose products are float32 too: off the tensor cores
 
 
 @triton.jit
@@ -125,14 +126,14 @@ def forward(
     return out, lse
 
 
-def tiles(table: dict, q: Tensor) -> tuple[int, int, int, int]:
-    """Rows, keys, warps and stages for the heads of q."""
-    return pick(table, arch(q), q.dtype == torch.float32, q.shape[-1])
+def tiles(table: Table, q: Tensor) -> tuple[int, ...]:
+    """The launch settings for heads like q's."""
+    return pick(table, arch(q), "fp32" if q.dtype == torch.float32 else "bf16", q.shape[-1])
 
 
-def pick(table: dict, chip: int, exact: bool, width: int) -> tuple[int, int, int, int]:
-    """The entry of a table for a chip and heads of this width; ``exact`` = float32."""
-    return EXACT if exact else config(table, chip)[power(width, 64)]
+def pick(table: Table, chip: int, dtype: str, width: int) -> tuple[int, ...]:
+    """The launch settings for a chip, a dtype and heads of a width."""
+    return config(table, 0 if dtype == "fp32" else chip)[power(width, 64)]
 
 
 def shape_of(q: Tensor) -> dict:
@@ -150,7 +151,12 @@ def dense(x: Tensor | None, instead: Tensor, dtype: torch.dtype) -> Tensor:
     return instead if x is None else x.to(dtype).contiguous()
 
 
-WIDTHS = (("bf16", 128), ("bf16", 64), ("bf16", 80), ("bf16", 96), ("bf16", 256), ("bf16", 32), ("fp16", 128))
+TYPES = [
+    ("bf16", 128),
+    ("fp16", 128),
+    *(("bf16", d) for d in (32, 64, 80, 96, 256)),
+    *(("fp32", d) for d in (64, 128, 256)),
+]
 DATA = ("Q", "K", "V", "OUT", "DOUT", "DQ", "DK", "DV")
 INTEGERS = ("END", "FIRST")
 
@@ -158,16 +164,16 @@ INTEGERS = ("END", "FIRST")
 def aot_cases(chip: int) -> list[dict]:
     """What ``scripts/check_kernels.py`` compiles ahead of time for ``chip``."""
     return [
-        aot_case(forward_kernel, dtype, width, pick(FORWARD, chip, dtype == "fp32", width), has_end)
+        aot_case(forward_kernel, dtype, width, pick(FORWARD, chip, dtype, width), has_end)
         for has_end in (True, False)
-        for dtype, width in (*WIDTHS, ("fp32", 64), ("fp32", 128), ("fp32", 256))
+        for dtype, width in TYPES
     ]
 
 
-def aot_case(kernel, dtype: str, width: int, tile: tuple[int, int, int, int], has_end: bool = True, **more) -> dict:
+def aot_case(kernel, dtype: str, width: int, tile: tuple[int, ...], has_end: bool = True, **more) -> dict:
     """One case: argument types by name, strides of rows and heads divisible by 16."""
     bm, bn, warps, stages = tile
-    fixed = dict(D=width, DP=power(width), BM=bm, BN=bn, HAS_SIZE=True, HAS_END=has_end)
+    fixed: dict[str, object] = dict(D=width, DP=power(width), BM=bm, BN=bn, HAS_SIZE=True, HAS_END=has_end)
     fixed = {n: x for n, x in (fixed | dict(PRECISION="ieee", UPCAST=False)).items() if n in kernel.arg_names}
     types = {n: "fp32" if n.startswith("scale") else "i32" if n.islower() else "*fp32" for n in kernel.arg_names}
     types |= dict.fromkeys(DATA, f"*{dtype}") | dict.fromkeys(INTEGERS, "*i32")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.dispatch import use_triton
+from vtc.kernels.dispatch import device_of, use_triton
 
 BLOCK = 1 << 22  # attention weights held at a time (16 MiB of float32)
 
@@ -67,7 +67,8 @@ def _received(
     if allowed is not None:
         bias = torch.zeros(allowed.shape, device=q.device) if bias is None else bias.float()
         bias = bias.masked_fill(~allowed, -torch.inf)
-    return kernel.received_attention(q, k, bias, end, lse, weights, scale)
+    with device_of(q):
+        return kernel.received_attention(q, k, bias, end, lse, weights, scale)
 
 
 @_received.register_fake

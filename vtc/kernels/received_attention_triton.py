@@ -17,8 +17,7 @@ LOG2E = 1.4426950408889634
 # architecture -> (rows in a tile, keys in a tile, warps, stages)
 LSE = {80: (64, 64, 4, 2), 90: (64, 64, 4, 3)}
 SUM = {80: (32, 64, 4, 2)}
-LSE32 = {80: (32, 32, 4, 2)}  # float32
-SUM32 = {80: (32, 32, 4, 2)}
+FLOAT32 = {80: (16, 32, 4, 2)}  # both passes; spills registers in heads wider than 128
 PROGRAMS = 264  # enough to fill the largest GPU twice
 LENGTHS = ["R", "NK", "PER"]
 
@@ -29,7 +28,7 @@ def row_lse(
     D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_END: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """``OUT [splits, B, HK, G * R]``: log-sum-exp over this split's PER keys; the G heads of a key head are rows too."""
+    """``OUT [splits, B, HK, G * R]``: log-sum-exp over this split's PER keys; a row for each of the G heads."""
     split, bh = tl.program_id(1), tl.program_id(2)
     b, hk = (bh // HK).to(tl.int64), (bh % HK).to(tl.int64)
     m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -108,6 +107,8 @@ def received_attention(
     scale: float,
 ) -> Tensor:  # fmt: skip
     """``[B, H, N_k]`` for the rows ``q [B, H, R, d]``; bias ``[B, N_k]``, -inf = hidden; end, weights ``[B, R]``."""
+    if q.dtype != k.dtype:
+        q, k = q.float(), k.float()
     q, k = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k))
     (batch, heads, rows, width), (key_heads, keys) = q.shape, k.shape[1:3]
     out = torch.zeros(batch, heads, keys, device=q.device)
@@ -118,17 +119,17 @@ def received_attention(
     group = heads // key_heads
     common = dict(
         D=width, DP=power(width), HAS_BIAS=bias is not None, HAS_END=end is not None,
-        PRECISION=precision(q), UPCAST=interpreted(),
+        PRECISION=precision(q), UPCAST=interpreted(), enable_fp_fusion=True,
     )  # fmt: skip
     strides = (*q.stride()[:3], *k.stride()[:3], key_heads, group, rows, keys)
     given = (q, k, q if bias is None else bias, q if end is None else end)
     scale *= LOG2E
     if lse is None:
         lse = _lse(given, scale, strides, common)
-    bm, bn, warps, stages = config(SUM32 if q.dtype == torch.float32 else SUM, arch(q))
+    bm, bn, warps, stages = config(FLOAT32 if q.dtype == torch.float32 else SUM, arch(q))
     column_sum[(triton.cdiv(keys, bn), batch * key_heads)](
         *given, lse.float().contiguous(), q if weights is None else weights, out, scale, *strides,
-        HAS_WEIGHTS=weights is not None, BM=min(bm, power(rows)), BN=bn, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **common,
+        HAS_WEIGHTS=weights is not None, BM=min(bm, power(rows)), BN=bn, num_warps=warps, num_stages=stages, **common,
     )  # fmt: skip
     return out
 
@@ -136,7 +137,7 @@ def received_attention(
 def _lse(given: tuple[Tensor, ...], scale: float, strides: tuple[int, ...], common: dict) -> Tensor:
     """``[B, H, R]``: log-sum-exp of each row, in splits over the keys where the rows alone do not fill the GPU."""
     (batch, heads, rows, _), (key_heads, keys) = given[0].shape, given[1].shape[1:3]
-    bm, bn, warps, stages = config(LSE32 if given[0].dtype == torch.float32 else LSE, arch(given[0]))
+    bm, bn, warps, stages = config(FLOAT32 if given[0].dtype == torch.float32 else LSE, arch(given[0]))
     many = heads // key_heads * rows
     bm = min(bm, power(many))
     programs = triton.cdiv(many, bm) * batch * key_heads
@@ -145,18 +146,8 @@ def _lse(given: tuple[Tensor, ...], scale: float, strides: tuple[int, ...], comm
     splits = triton.cdiv(keys, per)
     out = torch.empty(splits, batch, heads, rows, device=given[0].device)
     row_lse[(triton.cdiv(many, bm), splits, batch * key_heads)](
-        *given,
-        out,
-        scale,
-        *strides,
-        per,
-        BM=bm,
-        BN=bn,
-        num_warps=warps,
-        num_stages=stages,
-        enable_fp_fusion=True,
-        **common,
-    )
+        *given, out, scale, *strides, per, BM=bm, BN=bn, num_warps=warps, num_stages=stages, **common
+    )  # fmt: skip
     return out[0] if splits == 1 else out.logsumexp(0)
 
 
@@ -164,18 +155,22 @@ def aot_cases(chip: int) -> list[dict]:
     """What to compile ahead of time for ``chip`` (80, 90): one entry a kernel, head width and dtype."""
     integers = ("sqb", "sqh", "sqr", "skb", "skh", "skn", "HK", "G", "R", "NK", "PER")
     cases = []
-    for kernel, table, table32 in ((row_lse, LSE, LSE32), (column_sum, SUM, SUM32)):
-        for width, dtype in ((128, "bf16"), (64, "bf16"), (80, "bf16"), (256, "bf16"), (128, "fp16"), (128, "fp32")):
-            bm, bn, warps, stages = config(table32 if dtype == "fp32" else table, chip)
+    for kernel, table in ((row_lse, LSE), (column_sum, SUM)):
+        for width, dtype, few in (
+            (128, "bf16", False), (128, "bf16", True), (64, "bf16", False), (80, "bf16", False), (256, "bf16", False),
+            (128, "fp16", False), (128, "fp32", False),
+        ):  # fmt: skip
+            bm, bn, warps, stages = config(FLOAT32 if dtype == "fp32" else table, chip)
+            bm = 16 if few else bm
             types = dict.fromkeys(("BIAS", "LSE", "WEIGHTS", "OUT"), "*fp32") | dict.fromkeys(integers, "i32")
             types |= {"Q": f"*{dtype}", "K": f"*{dtype}", "END": "*i32", "scale": "fp32"}
-            fixed = dict(D=width, DP=power(width), BM=bm, BN=bn, HAS_BIAS=True, HAS_END=True, UPCAST=False)
+            fixed: dict = dict(D=width, DP=power(width), BM=bm, BN=bn, HAS_BIAS=True, HAS_END=True, UPCAST=False)
             fixed |= {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee"}
             if kernel is column_sum:
                 fixed |= {"HAS_WEIGHTS": True}
             cases.append(
                 dict(
-                    name=f"{kernel.__name__} {dtype} D{width}",
+                    name=f"{kernel.__name__} {dtype} D{width} {bm}x{bn}",
                     kernel=kernel,
                     signature={a: types[a] for a in kernel.arg_names if a not in fixed},
                     constexprs=fixed,

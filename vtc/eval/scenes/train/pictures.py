@@ -64,7 +64,7 @@ def prepare(folder: Path, first: int, count: int, processes: int = 2) -> Picture
             pool.map(_draw, jobs, chunksize=1)
         (folder / "done").touch()
     objects = [
-        tuple(Object(*values, tuple(box)) for *values, box in picture)
+        tuple(Object(kind, name, color, (y0, x0, y1, x1)) for kind, name, color, (y0, x0, y1, x1) in picture)
         for s in starts
         for picture in json.loads((folder / f"{s}.json").read_text())
     ]
