@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _draw(job: tuple[Path, int, int, int, int]) -> None:
         pixels[index] = np.asarray(drawn.image)
         objects.append(drawn.objects)
         labels.append(label(drawn))
-    stacked = {f.name: np.stack([getattr(x, f.name) for x in labels]) for f in fields(Labels)}
+    stacked: dict[str, Any] = {f.name: np.stack([getattr(x, f.name) for x in labels]) for f in fields(Labels)}
     np.savez(folder / f"{start}.npz", **stacked)
     (folder / f"{start}.json").write_text(json.dumps([[astuple(o) for o in picture] for picture in objects]))
 
