@@ -1,0 +1,59 @@
+"""16,384 vision tokens through ``vtc.patch``: no matrix of tokens by tokens, which alone would take 1,024 MiB."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 500  # MiB over the unpatched model's peak; half of one float32 matrix
+
+SCRIPT = """
+import resource, sys, torch, vtc
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+torch.set_num_threads(1)
+wide = dict(hidden_size=16, intermediate_size=16, num_attention_heads=1)
+config = LlavaConfig(
+    vision_config=dict(model_type="clip_vision_model", num_hidden_layers=2, image_size=512, patch_size=4, **wide),
+    text_config=dict(model_type="llama", vocab_size=8, num_hidden_layers=4, max_position_embeddings=20000, **wide),
+    image_token_index=3, image_seq_length=16384,
+)
+model = LlavaForConditionalGeneration(config).eval()
+ids = torch.tensor([[5] * 8 + [3] * 16384 + [5] * 8])
+prompt = dict(input_ids=ids, pixel_values=torch.randn(1, 3, 512, 512))
+
+def peak():
+    with torch.no_grad():
+        model(**prompt, logits_to_keep=1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+peak()
+base = peak()
+shared = "share" in sys.argv
+vtc.patch(model, sys.argv[1], budget=1024 if shared else 0.3, **({"share": True} if shared else {}))
+print(peak() - base, vtc.report(model).average_tokens)
+"""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "random",
+        "fastv",
+        "bipartite",
+        pytest.param("divprune share", marks=pytest.mark.slow),
+        pytest.param("visionzip", marks=pytest.mark.slow),
+        pytest.param("pyramiddrop", marks=pytest.mark.slow),
+        pytest.param("grid", marks=pytest.mark.slow),
+        pytest.param("pool", marks=pytest.mark.slow),
+    ],
+)
+def test_a_picture_of_16384_tokens(method):
+    command = [sys.executable, "-c", SCRIPT, *method.split()]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    more, tokens = run.stdout.split()
+    assert float(tokens) <= 0.3 * 16384
+    assert int(more) < LIMIT, f"{more} MiB more than unpatched"
