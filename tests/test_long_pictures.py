@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts peak memory as Linux does")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits memory as Linux does")
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 500  # MiB over the unpatched model's peak; half of one float32 matrix
+LIMIT = 1000  # MiB for one whole forward; a float32 matrix alone takes 1,024
 
 SCRIPT = """
 import sys, torch, vtc
-from tests.peak import forget_peak, peak_mib
+from tests.limit import at_most
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 torch.set_num_threads(1)
@@ -27,17 +27,18 @@ model = LlavaForConditionalGeneration(config).eval()
 ids = torch.tensor([[5] * 8 + [3] * 16384 + [5] * 8])
 prompt = dict(input_ids=ids, pixel_values=torch.randn(1, 3, 512, 512))
 
-def peak():
-    before = forget_peak()
+def forward():
     with torch.no_grad():
         model(**prompt, logits_to_keep=1)
-    return peak_mib() - before
 
-peak()
-base = peak()
+forward()
 shared = "share" in sys.argv
 vtc.patch(model, sys.argv[1], budget=1024 if shared else 0.3, **({"share": True} if shared else {}))
-print(peak() - base, vtc.report(model).average_tokens)
+if "control" in sys.argv:
+    model.model.language_model.layers[1].register_forward_hook(lambda *_: torch.ones(16384, 16384) and None)
+with at_most(LIMIT):
+    forward()
+print(vtc.report(model).average_tokens)
 """
 
 
@@ -55,9 +56,16 @@ print(peak() - base, vtc.report(model).average_tokens)
     ],
 )
 def test_a_picture_of_16384_tokens(method):
-    command = [sys.executable, "-c", SCRIPT, *method.split()]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    run = forward_of(method)
     assert run.returncode == 0, run.stderr
-    more, tokens = run.stdout.split()
-    assert float(tokens) <= 0.3 * 16384
-    assert int(more) < LIMIT, f"{more} MiB more than unpatched"
+    assert float(run.stdout) <= 0.3 * 16384
+
+
+def test_one_matrix_would_break_the_limit():
+    run = forward_of("random control")
+    assert run.returncode != 0 and "allocate" in run.stderr
+
+
+def forward_of(words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", SCRIPT.replace("LIMIT", str(LIMIT)), *words.split()]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
