@@ -12,11 +12,11 @@ from tests.tolerances import assert_close
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["divprune", "fastv"])
-def test_a_patched_model_compiles(method):
+@pytest.mark.parametrize(("method", "share"), [("divprune", False), ("divprune", True), ("fastv", False)])
+def test_a_patched_model_compiles(method, share):
     model = zoo.build("llava", layers=3)
     prompt = zoo.prompt(model, 1)
-    vtc.patch(model, method, budget=0.5)
+    vtc.patch(model, method, budget=0.5, share=share)
     want = logits(model, prompt)
     compiled = torch.compile(model, backend="aot_eager")
     assert_close("compiled", logits(compiled, prompt), want)

@@ -17,8 +17,8 @@ PARTS = {
     "cli": ("cli", "__main__", "doctor"),
     "eval": ("eval",),
     "patching": ("patching", "checkpoint"),
-    "engine": ("engine", "stages", "listener", "state", "layout", "taps", "reporting", "schedule"),
-    "methods": ("methods", "models", "signals", "share", "cache", "rows"),
+    "engine": ("engine", "stages", "attend", "listener", "state", "layout", "taps", "reporting", "schedule"),
+    "methods": ("methods", "models", "signals", "share", "cache", "masks", "rows"),
     "kernels": ("kernels", "merge"),
     "tokens": ("tokens", "registry", "errors"),
 }

@@ -83,11 +83,12 @@ def test_static_quantized_and_offloaded_caches_raise(model_of):
 
 
 def test_flex_attention_raises():
-    from vtc.rows import Columns, cut_mask
+    from vtc.masks import Subset
+    from vtc.rows import Columns
 
     index = torch.arange(4)[None]
     with pytest.raises(UnsupportedModel, match="sdpa"):
-        cut_mask(object(), index, Columns(index), 4, 4, torch.float32, "sdpa")
+        _ = Subset(object(), index, Columns(index), 4, 4, torch.float32, "sdpa").mask
 
 
 @pytest.fixture
@@ -129,15 +130,6 @@ def test_flash_attention_gets_flat_masks_and_keeps_the_same_tokens(method, flash
     assert all(mask is None or mask.dim() == 2 for mask in flash)
     assert sets[0] == sets[1]
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
-
-
-def test_share_under_flash_raises(flash):
-    model = zoo.build("llava")
-    model.set_attn_implementation({"text_config": "made_up_flash", "vision_config": "sdpa"})
-    vtc.patch(model, "divprune", budget=0.25, share=True)
-    for prompts in ([zoo.prompt(model, 1)], [zoo.prompt(model, 1), zoo.prompt(model, 2)]):
-        with pytest.raises(UnsupportedModel, match="share=False"):
-            logits(model, zoo.batch(prompts))
 
 
 def test_a_reduced_cache_is_not_read_without_its_patch(model_of):

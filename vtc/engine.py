@@ -16,10 +16,11 @@ from torch import Tensor
 from vtc.cache import cache_bytes, check_cache, held_rows, row_layer, stored
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.listener import PIXELS, Listener
+from vtc.masks import Subset
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
-from vtc.rows import Columns, cut_mask, gather_positions, restore_rows
+from vtc.rows import Columns, gather_positions, restore_rows
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
@@ -38,6 +39,7 @@ class Engine:
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
+        self.weighs: set[int] = set()  # decoder layers whose attention takes a Subset for a mask
         self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
@@ -239,15 +241,16 @@ class Engine:
         mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
         held = None if layer is None else layer.kept
 
-        def cut_this_mask() -> Tensor | None:
+        def subset() -> Subset:
             columns = new if layer is None else layer.columns(new, p.batch, cut.rows.device)
-            return cut_mask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._backend())
+            return Subset(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._backend())
 
         if layer is not None:
             layer.expect(new, p.length)
+        key = ("mask", id(mask), id(cut), id(held), past)
         return {
             **kwargs,
-            "attention_mask": self._once(("mask", id(mask), id(cut), id(held), past), (mask, cut, held), cut_this_mask),
+            "attention_mask": self._mask(index, self._once(key, (mask, cut, held), subset)),
             "position_embeddings": self._once(
                 ("tables", id(tables), id(cut)), (tables, cut), lambda: gather_positions(tables, cut.rows, p.length)
             ),
@@ -267,13 +270,20 @@ class Engine:
         if mask is None and length == 1 and (held is None or (held.valid is None and held.log_size is None)):
             return forward(*args, **kwargs)
 
-        def cut_this_mask() -> Tensor | None:
+        def subset() -> Subset:
             rows = torch.arange(length, device=states.device).expand(batch, -1)
             columns = layer.columns(length, batch, states.device)
-            return cut_mask(mask, rows, columns, length, layer.logical + length, states.dtype, self._backend())
+            return Subset(mask, rows, columns, length, layer.logical + length, states.dtype, self._backend())
 
         key = ("mask", id(mask), id(held and held.index), layer.logical, layer.tail, length)
-        return forward(*args, **{**kwargs, "attention_mask": self._once(key, (mask, held), cut_this_mask)})
+        kwargs = {**kwargs, "attention_mask": self._mask(index, self._once(key, (mask, held), subset))}
+        return forward(*args, **kwargs)
+
+    def _mask(self, index: int, subset: Subset) -> Subset | Tensor | None:
+        """The mask of layer ``index``: where sizes matter and its attention is ours, the subset itself, so that no
+        mask need be made."""
+        ours = index in self.weighs and (subset.flash or subset.backend == "sdpa")
+        return subset if ours and subset.columns.log_size is not None else subset.mask
 
     def _once(self, key: tuple, alive: Any, build: Callable[[], Any]) -> Any:
         """Masks and tables are cut once a forward; ``alive`` holds the objects behind the ids in ``key``."""

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
-from vtc.rows import Columns, cut_mask, gather_positions, gather_rows
+from vtc.rows import Columns, gather_positions, gather_rows
 from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
 from vtc.state import Pass
-from vtc.taps import Stop, row_attention, tower_received
+from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
@@ -27,7 +28,7 @@ class Listener:
         self.family = family
         self.runs: dict[str, TowerRun] = {}
         self._running: TowerRun | None = None
-        self._probe: tuple[Tensor, Tensor | None, Tensor | None] | None = None  # (row, mask, cached keys)
+        self._probe: tuple[Tensor, Tensor, Tensor | None] | None = None  # (row, its bias, cached keys)
         self._probed: Tensor | None = None
 
     def tower(self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
@@ -53,19 +54,20 @@ class Listener:
             raw = k.mean(dim=1) if keys else tower_received(q, k, mask, self.family.tower_cls, scale)
             self._running.captured.setdefault(signal, []).append(raw)
 
-    def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+    def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         """An attention call of a tapped decoder layer: keep what its last row attends to, or end a probe."""
         if self._probe is not None:
-            row, mask, past = self._probe
+            row, bias, past = self._probe
             k = k if past is None else torch.cat([past, k], dim=2)
-            self._probed = row_attention(q, k, row, mask, scale)[:, k.shape[2] - q.shape[2] :]
+            self._probed = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
             raise Stop
         key = (layer, TextAttention("previous"))
         if p is None or not p.over or key in p.heard:
             return
         with p.clock:
-            scores = row_attention(q, k, last_row(p).to(q.device), mask, scale)
-            p.heard[key] = scores[:, k.shape[2] - q.shape[2] :]
+            row = last_row(p).to(q.device)
+            bias = row_bias(mask, row, q.shape[2], k.shape[2])
+            p.heard[key] = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
 
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
@@ -119,8 +121,8 @@ class Listener:
         quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
         quiet.pop("hidden_states", None)
         held = snapshot(kwargs.get("past_key_values"), index)
-        mask = self._row_mask(p, rows, row, kwargs.get("attention_mask"), held, states.dtype)
-        self._probe = (row, mask, None if held is None else held.keys)
+        bias = self._row_bias(p, rows, row, kwargs.get("attention_mask"), held, states.dtype)
+        self._probe = (row, bias, None if held is None else held.keys)
         layer = self.family.layers[index]
         training = [module for module in layer.modules() if module.training]
         try:
@@ -138,17 +140,15 @@ class Listener:
             "use a method at the decoder's input, such as divprune"
         )
 
-    def _row_mask(
+    def _row_bias(
         self, p: Pass, rows: Tensor, row: Tensor, mask: Any, held: RowCacheLayer | None, dtype: torch.dtype
-    ) -> Tensor | None:
-        """The mask of each prompt's last row over cached keys and ``rows``, as an attention function would get it."""
+    ) -> Tensor:
+        """``[B, m]``: what each prompt's last row adds to its logits over cached keys and ``rows``."""
         before, past = p.last_cut, 0 if held is None else held.logical
         new = Columns(rows + past, before.valid if before else None, before.log_size if before else None)
         columns = new if held is None else held.columns(new, p.batch, rows.device)
-        one = rows.gather(1, row[:, None])
-        backend = self.family.decoder.config._attn_implementation
-        cut = cut_mask(mask, one, columns, p.length, past + p.length, dtype, backend)
-        return cut if cut is None or cut.dim() == 2 else cut.expand(-1, -1, rows.shape[1], -1)
+        subset = Subset(mask, rows, columns, p.length, past + p.length, dtype, backend="sdpa")
+        return row_bias(subset, row, rows.shape[1], columns.index.shape[1])
 
 
 def last_row(p: Pass) -> Tensor:

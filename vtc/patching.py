@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.attend import attend
 from vtc.engine import Engine
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods import registry
@@ -20,7 +21,7 @@ from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.reporting import Report
 from vtc.signals import TextAttention, TowerAttention, TowerKeys
-from vtc.taps import tap
+from vtc.taps import Mask, tap
 from vtc.tokens import Budget
 
 ATTRIBUTE = "_vtc_patch"
@@ -69,6 +70,7 @@ class Patch:
         text = family.decoder.register_forward_pre_hook(_named(family.decoder, engine.begin_text), with_kwargs=True)
         self._undo.append(text.remove)
         self._tap_signals()
+        self._weigh_keys()
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
         forget_compiled()
@@ -139,8 +141,20 @@ class Patch:
             module = family.decoder_attention(layer)
             self._undo.append(tap(module, partial(self._hear_decoder, layer)))
 
-    def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
+    def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)
+
+    def _weigh_keys(self) -> None:
+        """Where keys stand for several tokens, attend for the decoder layers; one without transformers' attention
+        interface (recurrent, or with code of its own) gets a mask."""
+        self.engine.weighs = set()
+        for index in range(len(self.family.layers) if self.method.share else 0):
+            try:
+                undo = tap(self.family.decoder_attention(index), attend=attend)
+            except UnsupportedModel:
+                continue
+            self.engine.weighs.add(index)
+            self._undo.append(undo)
 
     def remove(self) -> None:
         """Undo every change, the latest first."""

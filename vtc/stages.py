@@ -90,7 +90,8 @@ def cut_stage(
     before = p.last_cut
     p.alive = survivors(alive, tokens, reduction, keep, newline_keep)
     rows, valid = rows_of(p.layout, p.alive, hybrid)
-    log_size = log_sizes(p, rows, tokens.features.dtype) if method.share else None
+    sized = reduction.merges or (before is not None and before.log_size is not None)
+    log_size = log_sizes(p, rows, tokens.features.dtype) if method.share and sized else None
     inside = rows if before is None else torch.searchsorted(before.rows, rows)
     tokens.features = tokens.features.new_empty(*tokens.features.shape[:2], 0)  # the pass outlives the forward
     return Cut(tokens, reduction, keep, position, rows, valid, log_size, inside)

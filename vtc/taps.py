@@ -1,8 +1,8 @@
-"""Listening in on attention: q and k of single modules, while the model's own attention kernel runs unchanged.
+"""Taps on attention: hear q and k of single modules, or compute their attention, without touching the model's config.
 
 A tapped module gets a shallow copy of its config that names the attention function ``vtc``; the model's own config, and
-so mask building, is untouched. The function hands q, k and mask to the tap, then calls the implementation the original
-config names at that moment.
+so mask building, is untouched. The function hands q, k and mask to those who listen, then calls the implementation the
+original config names at that moment, or whoever took its place.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,21 +19,44 @@ from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
 from vtc.kernels.received_attention import received_attention
+from vtc.masks import Subset
 
 ATTRIBUTE = "_vtc_tap"
-Tap = Callable[[Tensor, Tensor, "Tensor | None", float], None]
+Mask = Tensor | Subset | None
+Listen = Callable[[Tensor, Tensor, Mask, float], None]
+Attend = Callable[..., Any]  # (q, k, v, mask, scale, run, **kwargs) -> what an attention function returns
 
 
 class Stop(Exception):
     """Raised by a tap to end a layer's forward once q and k are known."""
 
 
-def tap(module: nn.Module, listen: Tap) -> Callable[[], None]:
-    """Call ``listen(q [B, H, n, d], k [B, Hk, m, d], mask, scale)`` at each attention call; returns the undo. A call
-    that packs several windows (``cu_seq_lens_q``: flash attention in Qwen's towers) is heard window by window.
+@dataclass
+class Tap:
+    """What stands at one attention module: its own config, who listens, and who attends in its function's place."""
+
+    config: Any
+    listen: list[Listen] = field(default_factory=list)
+    attend: Attend | None = None
+
+
+def tap(module: nn.Module, listen: Listen | None = None, attend: Attend | None = None) -> Callable[[], None]:
+    """Call ``listen(q [B, H, n, d], k [B, Hk, m, d], mask, scale)`` at each attention call, and ``attend`` in place of
+    the attention function; returns the undo. A call that packs several windows (``cu_seq_lens_q``: flash attention in
+    Qwen's towers) is heard window by window.
 
     Raises ``UnsupportedModel`` when the module does not go through transformers' attention interface.
     """
+    undo: Callable[[], None] = lambda: None  # noqa: E731  # the first tap's undo restores the module
+    if ATTRIBUTE not in module.__dict__:
+        undo = _insert(module)
+    here: Tap = module.__dict__[ATTRIBUTE]
+    here.attend = attend or here.attend
+    here.listen += [listen] if listen else []
+    return undo
+
+
+def _insert(module: nn.Module) -> Callable[[], None]:
     from transformers import AttentionInterface
 
     config = getattr(module, "config", None)
@@ -40,19 +65,10 @@ def tap(module: nn.Module, listen: Tap) -> Callable[[], None]:
             f"{type(module).__name__} does not use transformers' attention interface, so its q and k cannot be seen; "
             "use a method that needs no attention, such as divprune, grid, pool or random"
         )
-    if ATTRIBUTE in module.__dict__:
-        first_listen, original = module.__dict__[ATTRIBUTE]
-
-        def both(*call):
-            first_listen(*call)
-            listen(*call)
-
-        module.__dict__[ATTRIBUTE] = (both, original)
-        return lambda: None  # the first tap's undo restores the module
     AttentionInterface.register("vtc", _attention)
     tapped = copy.copy(config)
     tapped._attn_implementation_internal = "vtc"
-    module.__dict__[ATTRIBUTE] = (listen, config)
+    module.__dict__[ATTRIBUTE] = Tap(config)
     module.config = tapped
 
     def undo() -> None:
@@ -62,19 +78,23 @@ def tap(module: nn.Module, listen: Tap) -> Callable[[], None]:
     return undo
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Mask, **kwargs):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    listen, config = module.__dict__[ATTRIBUTE]
+    here: Tap = module.__dict__[ATTRIBUTE]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    with torch.no_grad():
-        bounds = kwargs.get("cu_seq_lens_q")
-        edges = [0, query.shape[2]] if bounds is None else bounds.tolist()
-        for first, last in zip(edges, edges[1:], strict=False):
-            window = slice(first, last if bounds is not None else None)
-            listen(query.detach()[:, :, window], key.detach()[:, :, window], attention_mask, scale)
+    if here.listen:
+        with torch.no_grad():
+            bounds = kwargs.get("cu_seq_lens_q")
+            edges = [0, query.shape[2]] if bounds is None else bounds.tolist()
+            for first, last in zip(edges, edges[1:], strict=False):
+                window = slice(first, last if bounds is not None else None)
+                for listen in here.listen:
+                    listen(query.detach()[:, :, window], key.detach()[:, :, window], attention_mask, scale)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    run: Any = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)  # type: ignore[arg-type]
+    run: Any = ALL_ATTENTION_FUNCTIONS.get_interface(here.config._attn_implementation, eager)  # type: ignore[arg-type]
+    if here.attend is not None:
+        return here.attend(query, key, value, attention_mask, scale, partial(run, module), **kwargs)
     return run(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -103,24 +123,27 @@ def _windows(mask: Tensor) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def row_attention(q: Tensor, k: Tensor, row: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """``[B, m]``: attention from row ``row[b]`` of ``q [B, H, n, d]`` to every key, mean over heads, in float32.
+def row_attention(q: Tensor, k: Tensor, row: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """``[B, m]``: attention from row ``row[b]`` of ``q [B, H, n, d]`` to every key of ``k [B, Hk, m, d]``, mean over
+    heads, in float32. bias ``[B, m]`` (``row_bias``): what the row's logits get."""
+    return received_attention(q, k, row[:, None], log_size=bias, scale=scale).mean(dim=1)
 
-    mask is what the attention function got: None (causal by index, the last query sees the last key), ``[B, m]`` or
-    ``[B or 1, 1, n, m]``, bool or additive.
+
+def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
+    """``[B, keys]``: what the row ``row[b]`` of ``rows`` adds to its logits, -inf where it sees nothing.
+
+    mask is what an attention function gets: None (causal by index, the last query sees the last key), ``[B, keys]`` or
+    ``[B or 1, 1, rows, keys]``, bool or additive, or a ``Subset``.
     """
-    batch, heads, length, dim = q.shape
-    keys, many = k.shape[1], k.shape[2]
-    one = q.gather(2, row[:, None, None, None].expand(batch, heads, 1, dim)).view(batch, keys, heads // keys, dim)
-    logits = (one.float() @ k.float().transpose(2, 3)).mul_(scale).view(batch, heads, many)
-    if mask is None:
-        bias = torch.arange(many, device=q.device) <= (row + many - length)[:, None]
-    elif mask.dim() == 2:
-        bias = mask.bool() & (torch.arange(many, device=q.device) <= (row + many - length)[:, None])
+    if isinstance(mask, Subset):
+        one = replace(mask.at(row), backend="sdpa")
+        return row_bias(one.mask, torch.zeros_like(row), 1, keys) if one.seen is None else one.seen.log_size
+    if mask is not None and mask.dim() == 4:
+        index = row[:, None, None, None].expand(-1, mask.shape[1], 1, keys)
+        seen = mask.expand(len(row), -1, -1, -1).gather(2, index)[:, 0, 0]
     else:
-        index = row[:, None, None, None].expand(batch, mask.shape[1], 1, mask.shape[3])
-        bias = mask.expand(batch, -1, -1, -1).gather(2, index)[:, 0, 0]
-    bias = (
-        torch.zeros_like(bias, dtype=torch.float32).masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else bias
-    )
-    return (logits + bias[:, None].float()).softmax(dim=-1).mean(dim=1)
+        seen = torch.arange(keys, device=row.device) <= (row + keys - rows)[:, None]
+        seen = seen if mask is None else seen & mask.bool()
+    if seen.dtype != torch.bool:
+        return seen.float()
+    return torch.zeros(seen.shape, device=row.device).masked_fill(~seen, -torch.inf)

@@ -127,8 +127,9 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, grad_out: Tensor, grad_lse: Tensor):
-    log_size = ctx.saved_tensors[3]
-    dq, dk, dv, size = torch.ops.vtc.merged_attention_backward(*ctx.saved_tensors, grad_out, grad_lse, ctx.scale)
+    saved = ctx.saved_tensors  # unpacked once: activation checkpointing allows no more
+    dq, dk, dv, size = torch.ops.vtc.merged_attention_backward(*saved, grad_out, grad_lse, ctx.scale)
+    log_size = saved[3]
     return dq, dk, dv, None if log_size is None else size.to(log_size.dtype), None, None
 
 
