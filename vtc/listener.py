@@ -48,7 +48,10 @@ class Listener:
 
     def hear_tower(self, signal: Signal, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """An attention call of a tapped tower layer."""
-        if self._running is not None:
+        if self._running is not None and isinstance(signal, (TowerAttention, TowerKeys)):
+            if signal.joined:
+                q, k = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1])
+                scale = q.shape[3] ** -0.5
             keys = isinstance(signal, TowerKeys)
             raw = k.mean(dim=1) if keys else tower_received(q, k, mask, self.family.tower_cls, scale)
             self._running.captured.setdefault(signal, []).append(raw)
@@ -149,6 +152,11 @@ class Listener:
         backend = self.family.decoder.config._attn_implementation
         cut = cut_mask(mask, one, columns, p.length, past + p.length, dtype, backend)
         return cut if cut is None or cut.dim() == 2 else cut.expand(-1, -1, rows.shape[1], -1)
+
+
+def joined_heads(x: Tensor, heads: int) -> Tensor:
+    """``[T, 1, n, heads * d]``: the heads of ``x [T, H, n, d]`` side by side as one, shared ones repeated."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
 
 
 def last_row(p: Pass) -> Tensor:

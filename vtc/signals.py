@@ -11,17 +11,23 @@ class TowerAttention:
     """``[I, N]``: attention each token receives from the CLS row of the tower's layer ``layer``, summed over heads.
 
     Where the tower has no CLS token: the mean over all rows of the attention received. A token made of several patches
-    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads).
+    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads). ``joined``: q and k of
+    all heads joined into those of one (PruMerge), which is the attention of no head.
     """
 
     layer: int = -2
+    joined: bool = False
 
 
 @dataclass(frozen=True)
 class TowerKeys:
-    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads and a token's patches, not normalised."""
+    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads and a token's patches, not normalised.
+
+    ``joined``: the heads side by side, not their mean.
+    """
 
     layer: int = -2
+    joined: bool = False
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,17 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
 def merge_slots(features: Tensor, cut: Cut) -> Tensor:
     """``[I, K, D]``: features of the cut's tokens, merged by its slots."""
     r, tokens = cut.reduction, cut.tokens
-    return merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    value = merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    return value if r.added is None else add_tokens(value, features, *r.added)
+
+
+def add_tokens(value: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """``value [I, K, D]`` plus the sum over m of ``weight [I, K, M]`` times the token ``index [I, K, M]`` of
+    ``features [I, N, D]``, one m after the other, in the precision of weight."""
+    total = value.to(weight.dtype)
+    for m in range(index.shape[2]):
+        total = total + weight[..., m, None] * gather_rows(features, index[..., m])
+    return total.to(value.dtype)
 
 
 def at_anchors(states: Tensor, cut: Cut, value: Tensor, accumulate: bool) -> Tensor:
