@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.kernels.match import unit
 from vtc.models.base import Family, TowerRun
-from vtc.rows import Columns, cut_mask, gather_positions, gather_rows
-from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
+from vtc.rows import Columns, choose_rows, cut_mask, gather_positions, gather_rows
+from vtc.signals import Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
 from vtc.state import Pass
 from vtc.taps import Stop, row_attention, tower_received
 
@@ -102,6 +103,8 @@ class Listener:
             for cut in p.cuts:  # a later stage sees the survivors' values
                 values = gather_rows(values, cut.reduction.anchor.clamp(min=0))
             return values
+        if isinstance(signal, TextRelevance):
+            return text_relevance(p, states, position)
         if signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         elif (index - 1, signal) in p.heard:
@@ -152,6 +155,18 @@ class Listener:
         backend = self.family.decoder.config._attn_implementation
         cut = cut_mask(mask, one, columns, p.length, past + p.length, dtype, backend)
         return cut if cut is None or cut.dim() == 2 else cut.expand(-1, -1, rows.shape[1], -1)
+
+
+def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:
+    """``[I, N]``: mean cosine of the states at ``position [I, N]`` with those of their prompt's text rows."""
+    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
+    if p.last_cut is not None:
+        rows = torch.searchsorted(p.last_cut.rows, rows)
+    words = unit(gather_rows(states, rows))
+    mean = (words if valid is None else words.masked_fill(~valid[..., None], 0)).sum(dim=1)
+    mean = mean / torch.tensor(p.layout.text_count, device=states.device)[:, None].clamp(min=1)
+    features = unit(gather_rows(states[p.layout.prompt], position))
+    return (features @ mean[p.layout.prompt][..., None])[..., 0].masked_fill(~p.alive.valid, 0.0)
 
 
 def joined_heads(x: Tensor, heads: int) -> Tensor:

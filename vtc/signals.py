@@ -41,4 +41,10 @@ class TextAttention:
     of: Literal["previous", "next"] = "previous"
 
 
-Signal = TowerAttention | TowerKeys | TextAttention
+@dataclass(frozen=True)
+class TextRelevance:
+    """``[I, N]``: mean cosine of each token with the text of its own prompt (every real row that is no vision token),
+    both as they stand at the stage's entry: at the decoder's input, projected features and input embeddings."""
+
+
+Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance
