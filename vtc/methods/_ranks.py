@@ -22,3 +22,15 @@ def ranks(score: Tensor, tokens: VisionTokens) -> Tensor:
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     spare = torch.full((len(order), wide + 1), wide, device=order.device)
     return spare.scatter_(1, order.where(order >= 0, wide), place)[:, :wide].where(tokens.valid, wide)
+
+
+def ranks_within(group: Tensor, score: Tensor, tokens: VisionTokens) -> Tensor:
+    """``[I, N]``: the place of each token among those of its ``group [I, N]`` (int >= 0) by ``score``, 0 = best; N in
+    padding."""
+    rank, last = ranks(score, tokens), torch.iinfo(torch.int64).max
+    order = rank.argsort(dim=1, stable=True)
+    member = group.where(tokens.valid, last).gather(1, order)
+    by_group = member.argsort(dim=1, stable=True)
+    order, member = order.gather(1, by_group), member.gather(1, by_group)
+    place = torch.arange(order.shape[1], device=order.device) - torch.searchsorted(member, member)
+    return torch.empty_like(order).scatter_(1, order, place).where(tokens.valid, order.shape[1])
