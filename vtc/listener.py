@@ -53,8 +53,10 @@ class Listener:
             if signal.joined:
                 q, k = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1])
                 scale = q.shape[3] ** -0.5
-            keys = isinstance(signal, TowerKeys)
-            raw = k.mean(dim=1) if keys else tower_received(q, k, mask, self.family.tower_cls, scale)
+            if isinstance(signal, TowerKeys):
+                raw = k.mean(dim=1)
+            else:
+                raw = tower_received(q, k, mask, self.family.tower_cls if signal.rows == "cls" else 0, scale)
             self._running.captured.setdefault(signal, []).append(raw)
 
     def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:

@@ -11,12 +11,22 @@ class TowerAttention:
     """``[I, N]``: attention each token receives from the CLS row of the tower's layer ``layer``, summed over heads.
 
     Where the tower has no CLS token: the mean over all rows of the attention received. A token made of several patches
-    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads). ``joined``: q and k of
-    all heads joined into those of one (PruMerge), which is the attention of no head.
+    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads), a float is a fraction of
+    the tower's depth. ``rows="all"``: that mean in every tower. ``joined``: q and k of all heads joined into those of
+    one (PruMerge), which is the attention of no head.
     """
 
-    layer: int = -2
+    layer: int | float = -2
+    rows: Literal["cls", "all"] = "cls"
     joined: bool = False
+
+    def __post_init__(self) -> None:
+        layer = self.layer
+        if isinstance(layer, bool) or not (isinstance(layer, int) or (isinstance(layer, float) and 0 <= layer < 1)):
+            raise ValueError(
+                f"layer {layer!r} is not a tower layer; give an int (negative: from the end) or a fraction of depth in "
+                "[0, 1), like 0.25"
+            )
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class TowerKeys:
     ``joined``: the heads side by side, not their mean.
     """
 
-    layer: int = -2
+    layer: int | float = -2
     joined: bool = False
 
 
