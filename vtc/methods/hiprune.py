@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.errors import UnsupportedModel
 from vtc.methods import register
+from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first
 from vtc.methods.base import Method
 from vtc.signals import Signal, TowerAttention
@@ -60,11 +60,7 @@ class HiPrune(Method):
 
 def neighbours(anchor: Tensor, tokens: VisionTokens) -> Tensor:
     """``[I, 5 A]``: the tokens ``anchor [I, A]`` and those around them, -1 for anchors that are -1."""
-    if not tokens.has_grid:
-        raise UnsupportedModel(
-            "hiprune needs every vision token's place in its picture, and this model's tokens have none (learned "
-            "queries); use a method that needs no grid, such as 'random', 'divprune' or 'bipartite'"
-        )
+    need_grid("hiprune", tokens)
     frame, x = (tokens.grid[..., axis].where(tokens.valid, 0) for axis in (0, 2))
     wide = torch.zeros_like(frame).scatter_reduce(1, frame, x + 1, "amax")  # of each frame; there are N at most
     wide = wide.gather(1, frame).gather(1, anchor.clamp(min=0))
