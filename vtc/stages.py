@@ -154,7 +154,8 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
     if p.restored is not None and states is p.restored[0]:
         return p.restored[1]
     taken = gather_rows(states, cut.rows)
-    if not any(c.reduction.merges for c in p.cuts):
+    past = p.cuts[: p.cuts.index(cut) + 1]  # a stage at this very layer is not among them
+    if not any(c.reduction.merges for c in past):
         return taken
     if p.restored is None:
         raise UnsupportedModel(
@@ -162,9 +163,9 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
             "model.gradient_checkpointing_enable() of transformers 5.23 or later, or a method that only drops"
         )
     full = p.restored[0]
-    first = p.cuts[0].tokens
+    first = past[0].tokens
     group = own = gather_rows((states - full)[first.prompt], first.row)
-    for c in p.cuts:
+    for c in past:
         group, own = merge_slots(group, c), gather_rows(own, c.reduction.anchor.clamp(min=0))
     return at_anchors(taken, cut, group - own, accumulate=True)
 
