@@ -10,16 +10,20 @@ from tests import zoo
 from vtc.errors import UnsupportedModel
 from vtc.methods import registry
 from vtc.patching import patch_of
+from vtc.signals import TowerAttention, TowerKeys
 
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
-MERGING = ("bipartite", "pool", "visionzip")
+IN_TOWER = tuple(  # they look at the vision tower's attention
+    name
+    for name, kind in registry.items()
+    if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
+)
+MERGING = ("bipartite", "pool", "prumerge", "prumerge_plus", "visionzip", "vscan")
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name in IN_DECODER),
-    ("perception_lm", "visionzip"),
-    ("got_ocr2", "visionzip"),
-    ("aria", "visionzip"),
+    *(("qwen3_5", name) for name in (*IN_DECODER, "vscan")),
+    *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     ("aria", "grid"),
     ("aria", "pool"),
 }

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.kernels.match import unit
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
-from vtc.rows import Columns, gather_positions, gather_rows
-from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
+from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
+from vtc.signals import Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 
@@ -49,9 +50,14 @@ class Listener:
 
     def hear_tower(self, signal: Signal, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """An attention call of a tapped tower layer."""
-        if self._running is not None:
-            keys = isinstance(signal, TowerKeys)
-            raw = k.mean(dim=1) if keys else tower_received(q, k, mask, self.family.tower_cls, scale)
+        if self._running is not None and isinstance(signal, (TowerAttention, TowerKeys)):
+            if signal.joined:
+                q, k = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1])
+                scale = q.shape[3] ** -0.5
+            if isinstance(signal, TowerKeys):
+                raw = k.mean(dim=1)
+            else:
+                raw = tower_received(q, k, mask, self.family.tower_cls if signal.rows == "cls" else 0, scale)
             self._running.captured.setdefault(signal, []).append(raw)
 
     def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
@@ -101,6 +107,8 @@ class Listener:
             for cut in p.cuts:  # a later stage sees the survivors' values
                 values = gather_rows(values, cut.reduction.anchor.clamp(min=0))
             return values
+        if isinstance(signal, TextRelevance):
+            return text_relevance(p, states, position)
         if signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         elif (index - 1, signal) in p.heard:
@@ -149,6 +157,23 @@ class Listener:
         columns = new if held is None else held.columns(new, p.batch, rows.device)
         subset = Subset(mask, rows, columns, p.length, past + p.length, dtype, backend="sdpa")
         return row_bias(subset, row, rows.shape[1], columns.index.shape[1])
+
+
+def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:
+    """``[I, N]``: mean cosine of the states at ``position [I, N]`` with those of their prompt's text rows."""
+    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
+    if p.last_cut is not None:
+        rows = torch.searchsorted(p.last_cut.rows, rows)
+    words = unit(gather_rows(states, rows))
+    mean = (words if valid is None else words.masked_fill(~valid[..., None], 0)).sum(dim=1)
+    mean = mean / torch.tensor(p.layout.text_count, device=states.device)[:, None].clamp(min=1)
+    features = unit(gather_rows(states[p.layout.prompt], position))
+    return (features @ mean[p.layout.prompt][..., None])[..., 0].masked_fill(~p.alive.valid, 0.0)
+
+
+def joined_heads(x: Tensor, heads: int) -> Tensor:
+    """``[T, 1, n, heads * d]``: the heads of ``x [T, H, n, d]`` side by side as one, shared ones repeated."""
+    return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
 
 
 def last_row(p: Pass) -> Tensor:

@@ -21,4 +21,4 @@ def share(tokens: VisionTokens, reduction: Reduction) -> Reduction:
     weight = reduction.weight
     if weight is not None:
         weight = torch.where(dropped, torch.zeros_like(weight), weight)
-    return Reduction(slot.where(dropped, reduction.slot), reduction.anchor, weight, reduction.features)
+    return Reduction(slot.where(dropped, reduction.slot), reduction.anchor, weight, reduction.features, reduction.added)

@@ -11,17 +11,33 @@ class TowerAttention:
     """``[I, N]``: attention each token receives from the CLS row of the tower's layer ``layer``, summed over heads.
 
     Where the tower has no CLS token: the mean over all rows of the attention received. A token made of several patches
-    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads).
+    gets their mean. Negative layers count from the end (-2: the one whose output LLaVA reads), a float is a fraction of
+    the tower's depth. ``rows="all"``: that mean in every tower. ``joined``: q and k of all heads joined into those of
+    one (PruMerge), which is the attention of no head.
     """
 
-    layer: int = -2
+    layer: int | float = -2
+    rows: Literal["cls", "all"] = "cls"
+    joined: bool = False
+
+    def __post_init__(self) -> None:
+        layer = self.layer
+        if isinstance(layer, bool) or not (isinstance(layer, int) or (isinstance(layer, float) and 0 <= layer < 1)):
+            raise ValueError(
+                f"layer {layer!r} is not a tower layer; give an int (negative: from the end) or a fraction of depth in "
+                "[0, 1), like 0.25"
+            )
 
 
 @dataclass(frozen=True)
 class TowerKeys:
-    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads and a token's patches, not normalised."""
+    """``[I, N, d]``: the tower's keys at layer ``layer``, mean over heads and a token's patches, not normalised.
 
-    layer: int = -2
+    ``joined``: the heads side by side, not their mean.
+    """
+
+    layer: int | float = -2
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,4 +51,10 @@ class TextAttention:
     of: Literal["previous", "next"] = "previous"
 
 
-Signal = TowerAttention | TowerKeys | TextAttention
+@dataclass(frozen=True)
+class TextRelevance:
+    """``[I, N]``: mean cosine of each token with the text of its own prompt (every real row that is no vision token),
+    both as they stand at the stage's entry: at the decoder's input, projected features and input embeddings."""
+
+
+Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance

@@ -155,7 +155,8 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
     if p.restored is not None and states is p.restored[0]:
         return p.restored[1]
     taken = gather_rows(states, cut.rows)
-    if not any(c.reduction.merges for c in p.cuts):
+    past = p.cuts[: p.cuts.index(cut) + 1]  # a stage at this very layer is not among them
+    if not any(c.reduction.merges for c in past):
         return taken
     if p.restored is None:
         raise UnsupportedModel(
@@ -163,9 +164,9 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
             "model.gradient_checkpointing_enable() of transformers 5.23 or later, or a method that only drops"
         )
     full = p.restored[0]
-    first = p.cuts[0].tokens
+    first = past[0].tokens
     group = own = gather_rows((states - full)[first.prompt], first.row)
-    for c in p.cuts:
+    for c in past:
         group, own = merge_slots(group, c), gather_rows(own, c.reduction.anchor.clamp(min=0))
     return at_anchors(taken, cut, group - own, accumulate=True)
 
@@ -173,7 +174,17 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
 def merge_slots(features: Tensor, cut: Cut) -> Tensor:
     """``[I, K, D]``: features of the cut's tokens, merged by its slots."""
     r, tokens = cut.reduction, cut.tokens
-    return merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    value = merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    return value if r.added is None else add_tokens(value, features, *r.added)
+
+
+def add_tokens(value: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """``value [I, K, D]`` plus the sum over m of ``weight [I, K, M]`` times the token ``index [I, K, M]`` of
+    ``features [I, N, D]``, one m after the other, in the precision of weight."""
+    total = value.to(weight.dtype)
+    for m in range(index.shape[2]):
+        total = total + weight[..., m, None] * gather_rows(features, index[..., m])
+    return total.to(value.dtype)
 
 
 def at_anchors(states: Tensor, cut: Cut, value: Tensor, accumulate: bool) -> Tensor:

@@ -86,6 +86,8 @@ class Reduction:
     weight ``[I, N]`` or None: a slot's value is the weighted SUM of its tokens (None = size-weighted mean; a slot of
     one token then keeps that token's value bit for bit);
     features ``[I, K, D]`` or None: the slots' values when the method makes them itself;
+    added (index ``[I, K, M]``, weight ``[I, K, M]``) or None: what each slot gets on top, the weighted sum of M tokens
+    that stay in slots of their own (index any valid token where the weight is 0);
     merges: False promises that every slot is one token with its own value (set by ``keep``), so nothing is summed.
     """
 
@@ -93,6 +95,7 @@ class Reduction:
     anchor: Tensor
     weight: Tensor | None = None
     features: Tensor | None = None
+    added: tuple[Tensor, Tensor] | None = None
     merges: bool = True
 
     @classmethod

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from vtc.methods import registry
 from vtc.methods.base import Method
-from vtc.signals import Signal, TextAttention, TowerAttention, TowerKeys
+from vtc.signals import Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
 
 
 def site(method: Method) -> str:
@@ -17,18 +17,20 @@ def site(method: Method) -> str:
 
 
 def layer(value: int | float) -> str:
-    return f"{value}" if isinstance(value, int) else f"{100 * value:g} %"
+    return f"{value}" if isinstance(value, int) else f"{100 * value:.3g} %"
 
 
 def sees(signal: Signal) -> str:
     """A signal in words."""
     match signal:
         case TowerAttention(layer=n):
-            return f"tower attention ({n})"
+            return f"tower attention ({layer(n)})"
         case TowerKeys(layer=n):
-            return f"tower keys ({n})"
+            return f"tower keys ({layer(n)})"
         case TextAttention(of=of):
             return f"text attention ({of} layer)"
+        case TextRelevance():
+            return "text embeddings"
     return type(signal).__name__
 
 

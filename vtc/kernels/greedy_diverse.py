@@ -15,7 +15,7 @@ from vtc.kernels.match import match, unit
 
 KINDS = ("maxmin", "dpp", "coverage")
 LIMIT = 4096  # tokens up to which cosines are held as a matrix (64 MiB) and the kernel runs
-LEAST = 1e-6  # of a token's own variance: what is left below counts as nothing
+LEAST = 1e-3  # of a token's own variance: what is left below counts as nothing, as rounding adds up over the choices
 
 
 @torch.no_grad()

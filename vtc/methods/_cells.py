@@ -14,11 +14,7 @@ def leaders(name: str, tokens: VisionTokens, keep: list[int]) -> Tensor:
 
     Ties go to the lower index. Raises ``UnsupportedModel`` where the tokens have no grid.
     """
-    if not tokens.has_grid:
-        raise UnsupportedModel(
-            f"{name} needs every vision token's place in its picture, and this model's tokens have none "
-            "(learned queries); use a method that needs no grid, such as 'random', 'divprune' or 'bipartite'"
-        )
+    need_grid(name, tokens)
     cell, spare = cells(tokens, keep), max(keep)
     owner = cell.where(tokens.valid, spare)
     place = torch.cat([tokens.grid, torch.ones_like(tokens.grid[..., :1])], dim=2).double()
@@ -29,6 +25,15 @@ def leaders(name: str, tokens: VisionTokens, keep: list[int]) -> Tensor:
     order = order.gather(1, owner.gather(1, order).argsort(dim=1, stable=True))  # by cell, then by distance
     first = torch.searchsorted(owner.gather(1, order), owner)  # where the token's cell begins in that order
     return order.gather(1, first).where(tokens.valid, -1)
+
+
+def need_grid(name: str, tokens: VisionTokens) -> None:
+    """Raises ``UnsupportedModel`` where some token has no place in its picture."""
+    if not tokens.has_grid:
+        raise UnsupportedModel(
+            f"{name} needs every vision token's place in its picture, and this model's tokens have none "
+            "(learned queries); use a method that needs no grid, such as 'random', 'divprune' or 'bipartite'"
+        )
 
 
 def cells(tokens: VisionTokens, keep: list[int]) -> Tensor:

@@ -62,9 +62,10 @@ class Family:
         """The attention module of a decoder layer (calls transformers' attention interface)."""
         raise NotImplementedError
 
-    def tower_attention(self, layer: int, modality: str = "image") -> nn.Module:
-        """The attention module of a tower layer (negative: from the end); raises ``UnsupportedModel`` where signals
-        cannot be had. ``modality`` matters only where videos have a tower of their own."""
+    def tower_attention(self, layer: int | float, modality: str = "image") -> nn.Module:
+        """The attention module of a tower layer (negative: from the end; float: fraction of depth); raises
+        ``UnsupportedModel`` where signals cannot be had. ``modality`` matters only where videos have a tower of their
+        own."""
         raise NotImplementedError
 
     def entries(self, output: Any) -> list[int]:

@@ -62,12 +62,14 @@ class Generic(Family):
             )
         return module
 
-    def tower_attention(self, layer: int, modality: str = "image") -> nn.Module:
+    def tower_attention(self, layer: int | float, modality: str = "image") -> nn.Module:
         found = self._tower_attention[modality]
         if self.resampled:
             raise self.no_signal("no patch of its tower belongs to one token (a Q-former or resampler mixes them)")
         if not found:
             raise self.no_signal(f"{type(self.tower).__name__} does not run transformers' attention interface")
+        if isinstance(layer, float):
+            layer = min(int(layer * len(found) + 0.5), len(found) - 1)
         if not -len(found) <= layer < len(found):
             raise UnsupportedModel(
                 f"{self.name}: its tower has {len(found)} layers, so there is no layer {layer}; choose one in "
