@@ -19,10 +19,10 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
-MERGING = ("bipartite", "pool", "prumerge", "prumerge_plus", "visionzip", "vscan")
+MERGING = ("adaptive", "bipartite", "pool", "prumerge", "prumerge_plus", "visionzip", "vscan")
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name in (*IN_DECODER, "vscan")),
+    *(("qwen3_5", name) for name in (*IN_DECODER, "adaptive", "combined", "vscan")),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     ("aria", "grid"),
     ("aria", "pool"),

@@ -25,6 +25,8 @@ from vtc.taps import Mask, tap
 from vtc.tokens import Budget
 
 ATTRIBUTE = "_vtc_patch"
+One = str | Method | type[Method]
+Given = One | list[One] | tuple[One, ...] | None
 DEFAULT_METHOD, DEFAULT_OPTIONS, DEFAULT_BUDGET = "divprune", {"share": True}, 0.25
 
 
@@ -188,14 +190,17 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def method_of(method: str | Method | type[Method] | None, options: dict[str, Any]) -> Method:
-    """A method from its name (``"visionzip"``), class or instance; options go to the constructor."""
+def method_of(method: Given, options: dict[str, Any]) -> Method:
+    """A method from its name (``"visionzip"``), class or instance, or several from a list; options go to the
+    constructor."""
     if method is None:
         return registry[DEFAULT_METHOD](**{**DEFAULT_OPTIONS, **options})
     if isinstance(method, Method):
         if options:
             raise ValueError(f"options {sorted(options)} go with a method's name; this {method!r} is already built")
         return method
+    if isinstance(method, (list, tuple)):
+        return registry["combined"](methods=tuple(method_of(one, {}) for one in method), **options)
     kind = registry[method] if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ValueError(f"method {method!r} is neither a name, a vtc.methods class nor an instance of one")
@@ -208,13 +213,14 @@ def method_of(method: str | Method | type[Method] | None, options: dict[str, Any
 
 def patch(
     model: nn.Module,
-    method: str | Method | type[Method] | None = None,
+    method: Given = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> nn.Module:
     """Make ``model`` spend at most ``budget`` vision tokens a picture, averaged over its decoder layers. In place.
 
-    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor.
+    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor. Of a
+    list, one runs after the other under the one budget.
     budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens).
     Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
     ``UnknownName``; the model is unchanged after an error.
@@ -242,7 +248,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(
     model: nn.Module,
-    method: str | Method | type[Method] | None = None,
+    method: Given = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> Iterator[nn.Module]:

@@ -32,9 +32,9 @@ def open_pass(
     _check_heard(p, runs)
     p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
-    powers = tuple(stage.power for stage in method.stages())
+    powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
-    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name) for total in totals]
+    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name, factors) for total in totals]
     p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
     p.alive = Alive(
         row=layout.row,
