@@ -119,6 +119,11 @@ def _coverage(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, k
     cover = torch.zeros_like(rank)
     gain = _between(cosines, cover, torch.where(allowed, torch.inf, cover))
     taken = _open(cover, allowed, sound)
+    if held is not None and fused:
+        from vtc.kernels import greedy_diverse_triton as launch
+
+        with device_of(held):
+            return launch.coverage(held, gain, rank, taken, keep)
     order = []
     for _ in range(keep):
         order.append(chosen := _best((gain * rank).where(taken == 0, taken)))
