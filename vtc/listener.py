@@ -15,9 +15,10 @@ from vtc.kernels.match import unit
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
-from vtc.signals import Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
+from vtc.signals import KeyNorm, Signal, TextAttention, TextPivots, TextRelevance, TowerAttention, TowerKeys
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
+from vtc.tokens import top
 
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
@@ -75,6 +76,21 @@ class Listener:
             bias = row_bias(mask, row, q.shape[2], k.shape[2])
             p.heard[key] = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
 
+    def hear_keys(self, p: Pass | None, layer: int, k: Tensor, rows: int) -> None:
+        """The keys of a tapped decoder layer, of which the last ``rows`` are this forward's: keep their norms."""
+        key = (layer, KeyNorm())
+        if self._probe is None and p is not None and p.over and key not in p.heard:
+            with p.clock:
+                p.heard[key] = l1_norm(k[:, :, k.shape[2] - rows :].transpose(1, 2).flatten(2))
+
+    def _key_norms(self, p: Pass, index: int, states: Tensor) -> Tensor:
+        """``[B, n]``: of every row before decoder layer ``index``."""
+        if index == 0:
+            return l1_norm(states)
+        if (index - 1, KeyNorm()) not in p.heard:
+            raise NotReduced(f"the keys of layer {index - 1} were not heard: it did not run through the patch")
+        return p.heard[index - 1, KeyNorm()].to(states.device)
+
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
         if features:
@@ -109,7 +125,11 @@ class Listener:
             return values
         if isinstance(signal, TextRelevance):
             return text_relevance(p, states, position)
-        if signal.of == "next":
+        if isinstance(signal, TextPivots):
+            return text_pivots(p, states, self._key_norms(p, index, states), signal.count)
+        if isinstance(signal, KeyNorm):
+            scores = self._key_norms(p, index, states)
+        elif signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         elif (index - 1, signal) in p.heard:
             scores = p.heard[index - 1, signal]
@@ -159,12 +179,33 @@ class Listener:
         return row_bias(subset, row, rows.shape[1], columns.index.shape[1])
 
 
+def text_rows(p: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The text rows of each prompt ``[B, T]``, which are there (None: all), and where they stand in the states now."""
+    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
+    return rows, valid, rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
+
+
+def l1_norm(x: Tensor) -> Tensor:
+    """Of ``x [..., d]``, in float32 (float64 stays)."""
+    return x.abs().sum(dim=-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def text_pivots(p: Pass, states: Tensor, norms: Tensor, count: int) -> Tensor:
+    """``[I, count, D]``: the states of the text rows behind each picture with the largest ``norms [B, n]``."""
+    rows, valid, place = text_rows(p)
+    behind = rows[p.layout.prompt] > p.layout.row.amax(dim=1, keepdim=True)
+    behind = behind if valid is None else behind & valid[p.layout.prompt]
+    most = min(count, rows.shape[1])
+    chosen = top(norms.gather(1, place)[p.layout.prompt], [most] * len(behind), behind)
+    found = gather_rows(states[p.layout.prompt], place[p.layout.prompt].gather(1, chosen))
+    found = found.masked_fill(~behind.gather(1, chosen)[..., None], torch.nan)
+    return torch.nn.functional.pad(found, (0, 0, 0, count - most), value=torch.nan)
+
+
 def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:
     """``[I, N]``: mean cosine of the states at ``position [I, N]`` with those of their prompt's text rows."""
-    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
-    if p.last_cut is not None:
-        rows = torch.searchsorted(p.last_cut.rows, rows)
-    words = unit(gather_rows(states, rows))
+    _, valid, place = text_rows(p)
+    words = unit(gather_rows(states, place))
     mean = (words if valid is None else words.masked_fill(~valid[..., None], 0)).sum(dim=1)
     mean = mean / torch.tensor(p.layout.text_count, device=states.device)[:, None].clamp(min=1)
     features = unit(gather_rows(states[p.layout.prompt], position))

@@ -20,7 +20,7 @@ from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.reporting import Report
-from vtc.signals import TextAttention, TowerAttention, TowerKeys
+from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerKeys
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
 
@@ -128,13 +128,15 @@ class Patch:
 
     def _tap_signals(self) -> None:
         engine, family, ears = self.engine, self.family, self.engine.listener
-        tower, decoder = set(), set()
+        tower, decoder, keys = set(), set(), set()
         for layer, stage in engine.stage_at.items():
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
+                elif isinstance(signal, (KeyNorm, TextPivots)) and layer > 0:
+                    keys.add(layer - 1)
         for signal in sorted(tower, key=repr):
             towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
             for module in dict.fromkeys(towers):
@@ -142,6 +144,12 @@ class Patch:
         for layer in sorted(decoder):
             module = family.decoder_attention(layer)
             self._undo.append(tap(module, partial(self._hear_decoder, layer)))
+
+        for layer in sorted(keys):
+            self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_keys, layer)))
+
+    def _hear_keys(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
+        self.engine.listener.hear_keys(self.engine.current, layer, k, q.shape[2])
 
     def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)
