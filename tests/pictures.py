@@ -37,6 +37,12 @@ def picture(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.f
     return replace(plain(features.to(dtype)), grid=grid)
 
 
+def video(features: Tensor) -> VisionTokens:
+    """One video of ``features [F, n, D]``: F frames of one row each."""
+    tokens = picture((features.shape[0], 1, features.shape[1]), 0)
+    return replace(tokens, features=features.flatten(0, 1)[None])
+
+
 def batch(pictures: list[VisionTokens], pad: int = 0) -> VisionTokens:
     """The pictures in one batch, padded by ``pad`` more than needed; the padding's features are NaN."""
     wide = max(p.count[0] for p in pictures) + pad

@@ -14,14 +14,13 @@ from vtc.patching import patch_of
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
 MERGING = ("bipartite", "pool", "visionzip")
+GRID = ("grid", "pool", "evs")  # methods that must know where a token stands
+TOWER = ("visionzip",)  # methods that look at the tower's attention
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
     *(("qwen3_5", name) for name in IN_DECODER),
-    ("perception_lm", "visionzip"),
-    ("got_ocr2", "visionzip"),
-    ("aria", "visionzip"),
-    ("aria", "grid"),
-    ("aria", "pool"),
+    *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in TOWER),
+    *(("aria", name) for name in GRID),
 }
 PAIRS = [(family, method) for family in zoo.NAMES for method in METHODS if (family, method) not in REFUSED]
 # One family of each kind: plain, AnyRes with newlines, M-RoPE with windows, DeepStack, sliding windows, prefix masks.
