@@ -14,7 +14,7 @@ from vtc.patching import patch_of
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
 MERGING = ("bipartite", "pool", "visionzip")
-GRID = ("grid", "pool", "evs", "dycoke")  # methods that must know where a token stands
+GRID = ("grid", "pool", "evs", "dycoke", "vidcom2")  # methods that must know where a token stands
 TOWER = ("visionzip",)  # methods that look at the tower's attention
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {

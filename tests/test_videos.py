@@ -10,7 +10,7 @@ from tests import zoo
 from tests.support import engine, logits
 from vtc.models import family_of
 
-METHODS = ("evs", "dycoke")
+METHODS = ("evs", "dycoke", "vidcom2")
 FRAMES = {name: zoo.FRAMES // 2 if name in zoo.QWEN else zoo.FRAMES for name in zoo.VIDEOS}
 
 
