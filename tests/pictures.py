@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vtc.kernels.merge import merge
 from vtc.methods.base import Method
 from vtc.signals import Signal, TowerKeys
 from vtc.tokens import Reduction, VisionTokens
@@ -75,6 +76,12 @@ def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal
 
 def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0) -> Reduction:
     return method.reduce(stage, tokens, signals(method, tokens, stage), keep)
+
+
+def merged(reduction: Reduction, tokens: VisionTokens) -> Tensor:
+    """``[I, K, D]``: the values of the slots."""
+    pairs, slots = ((reduction.slot, reduction.weight), *reduction.also), reduction.anchor.shape[1]
+    return sum(merge(tokens.features, slot, weight, tokens.size, slots) for slot, weight in pairs)
 
 
 def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:

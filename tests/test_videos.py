@@ -7,10 +7,12 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.reference import before_norm, dropped_rows, masked, merged_input
 from tests.support import engine, logits
+from tests.tolerances import assert_close
 from vtc.models import family_of
 
-METHODS = ("evs", "dycoke", "vidcom2")
+METHODS = ("evs", "dycoke", "vidcom2", "fastvid")
 FRAMES = {name: zoo.FRAMES // 2 if name in zoo.QWEN else zoo.FRAMES for name in zoo.VIDEOS}
 
 
@@ -56,3 +58,24 @@ def test_a_video_beside_a_picture_is_reduced_as_alone(method, model_of):
         alone += [p.slot for p in vtc.report(model).pictures]
     logits(model, zoo.batch([video, picture]))
     assert [p.slot for p in vtc.report(model).pictures] == alone
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+def test_a_token_merged_into_several_slots_counts_in_each(family, model_of):
+    """Two anchor frames in one segment, against masked columns and sums by a plain loop."""
+    model = model_of(family, dtype=torch.float64)
+    prompt = zoo.video_prompt(model)
+    vtc.patch(model, vtc.methods.FastVID(segments=1, alike=0, stride=1, context=0.8), budget=0.4)
+    with before_norm(model) as ours:
+        logits(model, prompt)
+    cut, gone = engine(model).current.cuts[0], dropped_rows(engine(model))
+    assert cut.reduction.also
+    vtc.unpatch(model)
+    with (
+        masked(model, gone),
+        merged_input(model, cut, True, deepstack=family == "qwen3_vl"),
+        before_norm(model) as want,
+    ):
+        logits(model, prompt)
+    kept = ~gone[max(gone)]
+    assert_close("kept rows", ours[0][kept], want[0][kept])

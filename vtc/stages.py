@@ -172,7 +172,10 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
 def merge_slots(features: Tensor, cut: Cut) -> Tensor:
     """``[I, K, D]``: features of the cut's tokens, merged by its slots."""
     r, tokens = cut.reduction, cut.tokens
-    return merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    value = merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
+    for slot, weight in r.also:
+        value = value + merge(features, slot.where(tokens.valid, -1), weight, tokens.size, r.anchor.shape[1])
+    return value
 
 
 def at_anchors(states: Tensor, cut: Cut, value: Tensor, accumulate: bool) -> Tensor:

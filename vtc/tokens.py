@@ -85,6 +85,8 @@ class Reduction:
     anchor ``[I, K]`` int, ascending, -1 padded at the end: the token whose row and position a slot takes;
     weight ``[I, N]`` or None: a slot's value is the weighted SUM of its tokens (None = size-weighted mean; a slot of
     one token then keeps that token's value bit for bit);
+    also: further ``(slot, weight)`` pairs of ``[I, N]``, for tokens that are in several slots: their weighted sums add
+    to the values, not to the sizes (with them ``weight`` must be given);
     features ``[I, K, D]`` or None: the slots' values when the method makes them itself;
     merges: False promises that every slot is one token with its own value (set by ``keep``), so nothing is summed.
     """
@@ -94,6 +96,7 @@ class Reduction:
     weight: Tensor | None = None
     features: Tensor | None = None
     merges: bool = True
+    also: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @classmethod
     def keep(cls, kept: Tensor, tokens: VisionTokens) -> Reduction:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vtc.errors import UnsupportedModel
 from vtc.kernels.match import unit
+from vtc.kernels.merge import merge
 from vtc.tokens import VisionTokens
 
 
@@ -56,3 +57,24 @@ def ranked(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.arange(group.shape[1], device=group.device) - first
     back = order.argsort(dim=1)
     return place.gather(1, back), (after - first).gather(1, back)
+
+
+def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``[I, groups, d]``: the mean of each group's ``values [I, N, d]``; ``group [I, N]``, -1 = none."""
+    return merge(values, group, None, torch.ones_like(values[..., 0]), groups)
+
+
+def group_size(group: Tensor, groups: int) -> Tensor:
+    """``[I, groups]``: how many tokens each group has; ``group [I, N]``, -1 = none."""
+    counts = group.new_zeros(len(group), groups + 1)
+    return counts.scatter_add_(1, group.where(group >= 0, groups), torch.ones_like(group))[:, :groups]
+
+
+def check_options(method: str, options: object, shares: tuple[str, ...] = (), counts: tuple[str, ...] = ()) -> None:
+    """Raise ``ValueError`` unless ``shares`` are numbers in [0, 1] and ``counts`` ints of at least 1."""
+    for name in (*shares, *counts):
+        value, whole = getattr(options, name), name in counts
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not number or (value < 1 if whole else not 0 <= value <= 1):
+            wanted = "an int of at least 1" if whole else "a number in [0, 1]"
+            raise ValueError(f"{method}: {name}={value!r} is not {wanted}")

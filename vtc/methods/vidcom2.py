@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from vtc.kernels.match import unit
-from vtc.kernels.merge import merge
 from vtc.methods import register
-from vtc.methods._frames import comparable, ranked
+from vtc.methods._frames import comparable, group_mean, ranked
 from vtc.methods.base import Method
 from vtc.signals import Signal
 from vtc.tokens import Reduction, VisionTokens
@@ -51,8 +50,8 @@ class VidCom2(Method):
         frames = max(1, int(frame.max()) + 1)
         like_video, like_frame = likeness(direction, whole, 1), likeness(direction, frame, frames)
 
-        exists = mean(torch.ones_like(direction[..., :1]), frame, frames)[..., 0] > 0
-        unlike = -mean(like_video[..., None], frame, frames)[..., 0].masked_fill(~exists, torch.inf)
+        exists = group_mean(torch.ones_like(direction[..., :1]), frame, frames)[..., 0] > 0
+        unlike = -group_mean(like_video[..., None], frame, frames)[..., 0].masked_fill(~exists, torch.inf)
         p = (unlike / TEMPERATURE).softmax(dim=1)
         share = 1 + p - 1 / exists.sum(dim=1, keepdim=True)
         rank, size = ranked(-(like_video + like_frame), frame)
@@ -64,19 +63,14 @@ def steady(features: Tensor, whole: Tensor) -> Tensor:
     """``[I, N, D / 2]``: the channels of least variance within each picture (``whole``: 0, or -1 = left out), as unit
     vectors."""
     wide = features if features.dtype == torch.float64 else features.float()
-    variance = mean((wide - mean(wide, whole, 1)).square(), whole, 1)
+    variance = group_mean((wide - group_mean(wide, whole, 1)).square(), whole, 1)
     channels = variance.argsort(dim=2, stable=True)[..., : (wide.shape[2] + 1) // 2]
     return unit(wide.gather(2, channels.expand(-1, wide.shape[1], -1)))
 
 
 def likeness(direction: Tensor, group: Tensor, groups: int) -> Tensor:
     """``[I, N]``: how like the mean of its group ``[I, N]`` (-1 = none) each token is."""
-    centre = mean(direction, group, groups)
+    centre = group_mean(direction, group, groups)
     own = centre.gather(1, group.clamp(min=0)[..., None].expand_as(direction))
     distance = (direction - own).square().sum(dim=2)
     return sum((torch.exp(-distance / (2 * width)) for width in WIDTHS), torch.zeros_like(distance))
-
-
-def mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """``[I, groups, d]``: the mean of each group's ``values [I, N, d]``."""
-    return merge(values, group, None, torch.ones_like(values[..., 0]), groups)
