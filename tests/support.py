@@ -13,9 +13,9 @@ from vtc.patching import patch_of
 
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
-MERGING = ("bipartite", "fastvid", "pool", "visionzip")
-GRID = ("grid", "pool", "evs", "dycoke", "vidcom2", "fastvid")  # methods that must know where a token stands
-TOWER = ("visionzip", "fastvid")  # methods that look at the tower's attention
+MERGING = ("bipartite", "fastvid", "holitom", "pool", "visionzip")
+GRID = ("grid", "pool", "evs", "dycoke", "vidcom2", "fastvid", "holitom")  # methods that must know where a token stands
+TOWER = ("visionzip", "fastvid", "holitom")  # methods that look at the tower's attention
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
     *(("qwen3_5", name) for name in IN_DECODER),

@@ -54,7 +54,7 @@ def test_every_merged_token_gets_a_gradient(method, model_of):
     handle.remove()
     cut = engine(model).current.cuts[0]
     used = cut.reduction.slot[0] >= 0
-    assert used.all() or method == "visionzip"  # its tail has no target and is dropped
+    assert used.all() or method in ("visionzip", "holitom")  # these drop tokens too
     norms = entering[0].grad[0, cut.tokens.row[0]].norm(dim=-1)
     assert (norms[used] > 0).all()
     assert (norms[~used] == 0).all()

@@ -59,6 +59,14 @@ def ranked(score: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     return place.gather(1, back), (after - first).gather(1, back)
 
 
+def runs(begins: Tensor) -> tuple[Tensor, Tensor]:
+    """``[I, F]`` each: first and last frame of the run each frame is in; ``begins [I, F]``: a run begins here."""
+    index = torch.arange(begins.shape[1], device=begins.device).expand_as(begins)
+    first = index.where(begins, 0).cummax(dim=1).values
+    ends = torch.cat([begins[:, 1:], torch.ones_like(begins[:, :1])], dim=1)
+    return first, index.where(ends, begins.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+
+
 def group_mean(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """``[I, groups, d]``: the mean of each group's ``values [I, N, d]``; ``group [I, N]``, -1 = none."""
     return merge(values, group, None, torch.ones_like(values[..., 0]), groups)

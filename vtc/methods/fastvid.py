@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.kernels.match import unit
 from vtc.methods import register
 from vtc.methods._density import closest, peaks
-from vtc.methods._frames import check_options, comparable, group_mean, group_size, ranked
+from vtc.methods._frames import check_options, comparable, group_mean, group_size, ranked, runs
 from vtc.methods.base import Method
 from vtc.signals import Signal, TowerAttention
 from vtc.tokens import Reduction, VisionTokens
@@ -101,10 +101,7 @@ class FastVID(Method):
         alike = (direction * direction.roll(-1, dims=1)).sum(dim=2)
         inside = index < frames
         rank, _ = ranked(-alike, inside.long())
-        cut = ~inside | (rank < self.segments - 1) | (alike < self.alike)
-        end = index.where(cut, index.shape[1]).flip(1).cummin(dim=1).values.flip(1)
-        start = index.where(cut.roll(1, dims=1) | (index == 0), 0).cummax(dim=1).values
-        return start, end
+        return runs((~inside | (rank < self.segments - 1) | (alike < self.alike)).roll(1, dims=1))
 
     def quotas(self, count: Tensor, start: Tensor, end: Tensor, keep: list[int]) -> tuple[Tensor, Tensor]:
         """``[I, F]`` each: salient tokens of every frame, and centres of every anchor frame (0 in others)."""
