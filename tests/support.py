@@ -13,8 +13,17 @@ from vtc.patching import patch_of
 
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
-MERGING = ("bipartite", "fastvid", "holitom", "pool", "visionzip")
-GRID = ("grid", "pool", "evs", "dycoke", "vidcom2", "fastvid", "holitom")  # methods that must know where a token stands
+MERGING = ("bipartite", "fastvid", "holitom", "pool", "prunevid", "visionzip")
+GRID = (
+    "grid",
+    "pool",
+    "evs",
+    "dycoke",
+    "vidcom2",
+    "fastvid",
+    "holitom",
+    "prunevid",
+)  # these must know where tokens stand
 TOWER = ("visionzip", "fastvid", "holitom")  # methods that look at the tower's attention
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {

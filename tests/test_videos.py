@@ -12,7 +12,7 @@ from tests.support import engine, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
 
-METHODS = ("evs", "dycoke", "vidcom2", "fastvid", "holitom")
+METHODS = ("evs", "dycoke", "vidcom2", "fastvid", "holitom", "prunevid")
 FRAMES = {name: zoo.FRAMES // 2 if name in zoo.QWEN else zoo.FRAMES for name in zoo.VIDEOS}
 
 
