@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 20  # distances held at a time (4 MiB of float32), but for ragged groups
+BLOCK = 1 << 20  # distances held at a time (8 MiB while they are float64); more where groups are ragged
+EQUAL = 1e-12  # of two squared lengths: a squared distance below is rounding
 NEAREST = 8  # the most neighbours a density can have
 
 
@@ -22,8 +23,8 @@ NEAREST = 8  # the most neighbours a density can have
 def peaks(x: Tensor, group: Tensor, nearest: Tensor | int) -> Tensor:
     """``[I, N]``: ``rho * delta`` of the tokens ``x [I, N, D]`` in their groups ``[I, N]``, 0 outside of groups; k is
     ``nearest``, a number or ``[I, N]``."""
-    x, k = _wide(x) / x.shape[2] ** 0.5, torch.as_tensor(nearest, device=x.device).expand_as(group)
-    spread = torch.zeros_like(x[..., 0])
+    k = torch.as_tensor(nearest, device=x.device).expand_as(group)
+    spread = torch.zeros_like(x[..., 0], dtype=torch.float32)
     for rows, _, distance in pairs(x, group, group):
         near = distance.topk(min(NEAREST, distance.shape[2]), largest=False).values
         near = torch.nn.functional.pad(near, (0, NEAREST - near.shape[2]), value=torch.inf)
@@ -33,8 +34,10 @@ def peaks(x: Tensor, group: Tensor, nearest: Tensor | int) -> Tensor:
     delta = torch.zeros_like(spread)
     for rows, columns, distance in pairs(x, group, group):
         denser = place.gather(1, columns)[:, None] < place.gather(1, rows)[..., None]
-        above = distance.masked_fill(~denser, torch.inf).amin(dim=2)
-        farthest = distance.masked_fill(distance == torch.inf, 0).amax(dim=2)
+        delta.scatter_(1, rows, distance.masked_fill_(~denser, torch.inf).amin(dim=2))
+    for rows, _, distance in pairs(x, group.where(delta == torch.inf, -1), group):  # the densest of each group
+        farthest = distance.masked_fill_(distance == torch.inf, 0).amax(dim=2)
+        above = delta.gather(1, rows)
         delta.scatter_(1, rows, above.where(above < torch.inf, farthest))
     return ((-spread).exp() * delta).masked_fill(group < 0, 0)
 
@@ -44,7 +47,7 @@ def closest(x: Tensor, group: Tensor, target: Tensor) -> Tensor:
     """``[I, N]``: for each token the nearest one whose ``target [I, N]`` is its ``group``; the lower index on ties, -1
     where there is none."""
     out = torch.full_like(group, -1)
-    for rows, columns, distance in pairs(_wide(x), group, target):
+    for rows, columns, distance in pairs(x, group, target):
         least = distance.min(dim=2)
         out.scatter_(1, rows, columns.gather(1, least.indices).masked_fill(least.values == torch.inf, -1))
     return out.where(group >= 0, -1)
@@ -65,11 +68,14 @@ def pairs(x: Tensor, group: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Te
         if i < j:
             rows, columns = row[:, start : start + step], column[:, i:j]
             a, b = (x.gather(1, index[..., None].expand(-1, -1, x.shape[2])) for index in (rows, columns))
-            # Not by a matrix product: a pair's distance must not depend on its block, nor on which of the two is first.
-            distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
             strangers = own[:, start : start + step, None] != theirs[:, None, i:j]
-            yield rows, columns, distance.masked_fill_(strangers, torch.inf)
+            yield rows, columns, distances(a, b).masked_fill_(strangers, torch.inf)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """``[I, r, c]`` in float32, over sqrt(D). Float64 inside: the last bits of a matrix product depend on its shape and
+    on which of two tokens is the row, and neither may decide between equals."""
+    a, b = (x.double() / x.shape[2] ** 0.5 for x in (a, b))
+    lengths = a.square().sum(dim=2)[..., None] + b.square().sum(dim=2)[:, None]
+    square = torch.baddbmm(lengths, a, b.mT, alpha=-2)
+    return square.masked_fill_(square < lengths.mul_(EQUAL), 0).sqrt_().float()
