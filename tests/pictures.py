@@ -91,6 +91,10 @@ def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
     assert anchor.shape == (len(keep), max(keep))
     assert slot.dtype == anchor.dtype == torch.int64
     assert (slot[~tokens.valid] == -1).all(), "padding has a slot"
+    for more, weight in reduction.also:
+        assert (more[~tokens.valid] == -1).all(), "padding is in a slot"
+        assert (more.amax(1) < torch.tensor(keep)).all(), "slot out of range"
+        assert weight.isfinite().all()
     for i, (k, n) in enumerate(zip(keep, tokens.count, strict=True)):
         own = anchor[i, :k]
         assert (anchor[i, k:] == -1).all(), "anchors after the last slot"

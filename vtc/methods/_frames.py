@@ -1,4 +1,5 @@
-"""Tokens of a video by frame and place: what the video methods share. A still picture is a video of one frame."""
+"""Tokens of a video by frame and place: what the video methods share. A still picture is a video of one frame, and an
+AnyRes picture one of its views."""
 
 from __future__ import annotations
 
