@@ -16,11 +16,12 @@ def test_equals_the_authors(given, want, params, dtype):
     got = method.reduce(0, tokens, {}, [keep])
     check(got, tokens, [keep])
     begin, still = method.standing(tokens, tokens.grid[..., 0], params["frames"])
-    assert_same(
-        "scenes",
-        begin[0].view(params["frames"], -1)[:, 0].unique_consecutive(return_counts=True)[1],
-        want["window_sizes"],
-    )
+    scene = begin[0].unique(return_inverse=True)[1]
+    n = tokens.count[0] // params["frames"]
+    assert_same("scenes", scene.bincount() // n, want["window_sizes"])
+    held, stands = scene[got.anchor[0]], still[0, got.anchor[0]]
+    for name, mask in (("static", stands), ("dynamic", ~stands)):
+        assert_same(name, held[mask].bincount(minlength=int(scene.max()) + 1), want[f"{name}_sizes"])
     values = merged(got, tokens)[0]
     assert_close("tokens", values[values[:, 0].argsort()], want["tokens"][want["tokens"][:, 0].argsort()])
 
