@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc.methods.base import Method
 from vtc.signals import Signal, TextPivots, TowerKeys
+from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8
@@ -35,6 +36,12 @@ def picture(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.f
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(1, grid.shape[1], WIDTH, generator=generator, dtype=torch.float64)
     return replace(plain(features.to(dtype)), grid=grid)
+
+
+def video(features: Tensor) -> VisionTokens:
+    """One video of ``features [F, n, D]``: F frames of one row each."""
+    tokens = picture((features.shape[0], 1, features.shape[1]), 0)
+    return replace(tokens, features=features.flatten(0, 1)[None])
 
 
 def batch(pictures: list[VisionTokens], pad: int = 0) -> VisionTokens:
@@ -74,6 +81,11 @@ def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0
     return method.reduce(stage, tokens, signals(method, tokens, stage), keep)
 
 
+def merged(reduction: Reduction, tokens: VisionTokens) -> Tensor:
+    """``[I, K, D]``: the values of the slots."""
+    return slot_values(reduction, tokens.features, tokens)
+
+
 def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
     """The contract of a Reduction: exactly ``keep[i]`` slots, each with its own anchor, nothing out of range."""
     slot, anchor = reduction.slot, reduction.anchor
@@ -81,6 +93,10 @@ def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
     assert anchor.shape == (len(keep), max(keep))
     assert slot.dtype == anchor.dtype == torch.int64
     assert (slot[~tokens.valid] == -1).all(), "padding has a slot"
+    for source, more, weight in reduction.also:
+        assert ((more < 0) | tokens.valid.gather(1, source)).all(), "padding is in a slot"
+        assert (more.amax(1) < torch.tensor(keep)).all(), "slot out of range"
+        assert weight[more >= 0].isfinite().all()
     for i, (k, n) in enumerate(zip(keep, tokens.count, strict=True)):
         own = anchor[i, :k]
         assert (anchor[i, k:] == -1).all(), "anchors after the last slot"

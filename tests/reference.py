@@ -117,9 +117,10 @@ def merge_by_loop(states: Tensor, cut) -> Tensor:
             members = [n for n in range(tokens.count[i]) if int(r.slot[i, n]) == k]
             rows = [int(tokens.row[i, n]) for n in members]
             weights = [1 / len(rows) if r.weight is None else float(r.weight[i, n]) for n in members]
-            if r.added is not None:
-                rows += [int(tokens.row[i, n]) for n in r.added[0][i, k]]
-                weights += r.added[1][i, k].tolist()
+            for source, slot, weight in r.also:
+                more = [n for n in range(slot.shape[1]) if int(slot[i, n]) == k]
+                rows += [int(tokens.row[i, source[i, n]]) for n in more]
+                weights += [float(weight[i, n]) for n in more]
             value = sum(w * states[prompt, row] for w, row in zip(weights, rows, strict=True))
             out[prompt, int(tokens.row[i, anchor])] = value
     return out
