@@ -47,10 +47,20 @@ REFUSED = {
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
 }
-PAIRS = [(family, method) for family in zoo.NAMES for method in METHODS if (family, method) not in REFUSED]
+
+
+def pairs(families: tuple[str, ...], every: int) -> list:
+    """The dense matrix of families and methods as pytest parameters. All methods on LLaVA and one in ``every`` of the
+    other cells, along diagonals, run always; the rest is slow."""
+    cells = [(i, f, j, m) for i, f in enumerate(families) for j, m in enumerate(METHODS) if (f, m) not in REFUSED]
+    slow = [pytest.mark.slow]
+    return [pytest.param(f, m, marks=() if f == "llava" or (i + j) % every == 0 else slow) for i, f, j, m in cells]
+
+
+PAIRS = pairs(tuple(zoo.NAMES), 5)
 # One family of each kind: plain, AnyRes with newlines, M-RoPE with windows, DeepStack, sliding windows, prefix masks.
 KINDS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "idefics3")
-SOME_PAIRS = [(family, method) for family, method in PAIRS if family in KINDS]
+SOME_PAIRS = pairs(KINDS, 4)
 
 
 def exact_dtype(family: str) -> torch.dtype:

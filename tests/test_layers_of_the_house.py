@@ -16,7 +16,7 @@ ORDER = ("cli", "eval", "patching", "engine", "methods", "kernels", "tokens")
 PARTS = {
     "cli": ("cli", "__main__", "doctor"),
     "eval": ("eval",),
-    "patching": ("patching", "checkpoint"),
+    "patching": ("patching", "checkpoint", "calibration"),
     "engine": ("engine", "stages", "attend", "listener", "state", "layout", "taps", "reporting", "schedule"),
     "methods": ("methods", "models", "signals", "share", "cache", "masks", "rows"),
     "kernels": ("kernels", "merge"),

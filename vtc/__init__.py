@@ -16,6 +16,7 @@ _WHERE = {
     "patched": "patching",
     "patch_of": "patching",
     "report": "patching",
+    "calibrate": "calibration",
     "save": "checkpoint",
     "load": "checkpoint",
     "Budget": "tokens",
@@ -27,6 +28,7 @@ _MODULES = ("methods", "errors")
 if TYPE_CHECKING:
     from vtc import errors as errors
     from vtc import methods as methods
+    from vtc.calibration import calibrate as calibrate
     from vtc.checkpoint import load as load
     from vtc.checkpoint import save as save
     from vtc.patching import patch as patch

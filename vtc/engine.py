@@ -282,6 +282,8 @@ class Engine:
     def _mask(self, index: int, subset: Subset) -> Subset | Tensor | None:
         """The mask of layer ``index``: where sizes matter and its attention is ours, the subset itself, so that no
         mask need be made."""
+        if not self.family.attends(index):
+            return subset.unsized
         ours = index in self.weighs and (subset.flash or subset.backend == "sdpa")
         return subset if ours and subset.columns.log_size is not None else subset.mask
 

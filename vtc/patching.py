@@ -26,8 +26,8 @@ from vtc.tokens import Budget
 
 ATTRIBUTE = "_vtc_patch"
 One = str | Method | type[Method]
-Given = One | list[One] | tuple[One, ...] | None
-DEFAULT_METHOD, DEFAULT_OPTIONS, DEFAULT_BUDGET = "divprune", {"share": True}, 0.25
+Given = One | list[One] | tuple[One, ...]
+DEFAULT_METHOD, DEFAULT_BUDGET = "adaptive", 0.25
 
 
 class Patch:
@@ -198,11 +198,15 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
+def default_method(model: nn.Module) -> Method:
+    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway."""
+    make = registry[DEFAULT_METHOD]
+    return make(layer=None) if family_of(model).hybrid else make()
+
+
 def method_of(method: Given, options: dict[str, Any]) -> Method:
     """A method from its name (``"visionzip"``), class or instance, or several from a list; options go to the
     constructor."""
-    if method is None:
-        return registry[DEFAULT_METHOD](**{**DEFAULT_OPTIONS, **options})
     if isinstance(method, Method):
         if options:
             raise ValueError(f"options {sorted(options)} go with a method's name; this {method!r} is already built")
@@ -221,7 +225,7 @@ def method_of(method: Given, options: dict[str, Any]) -> Method:
 
 def patch(
     model: nn.Module,
-    method: Given = None,
+    method: Given | None = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> nn.Module:
@@ -233,7 +237,8 @@ def patch(
     Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
     ``UnknownName``; the model is unchanged after an error.
     """
-    chosen, limit = method_of(method, options), Budget.of(budget)
+    given = default_method(model) if method is None else method
+    chosen, limit = method_of(given, options), Budget.of(budget)
     new, older = Patch(model, chosen, limit), patch_of(model)
     unpatch(model)
     try:
@@ -256,7 +261,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(
     model: nn.Module,
-    method: Given = None,
+    method: Given | None = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> Iterator[nn.Module]:

@@ -62,6 +62,10 @@ class Family:
         """The attention module of a decoder layer (calls transformers' attention interface)."""
         raise NotImplementedError
 
+    def attends(self, layer: int) -> bool:
+        """Whether a decoder layer has attention: a recurrent one has no keys that could weigh more."""
+        return True
+
     def tower_attention(self, layer: int | float, modality: str = "image") -> nn.Module:
         """The attention module of a tower layer (negative: from the end; float: fraction of depth); raises
         ``UnsupportedModel`` where signals cannot be had. ``modality`` matters only where videos have a tower of their

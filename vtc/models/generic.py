@@ -62,6 +62,9 @@ class Generic(Family):
             )
         return module
 
+    def attends(self, layer: int) -> bool:
+        return self._decoder_attention[layer] is not None
+
     def tower_attention(self, layer: int | float, modality: str = "image") -> nn.Module:
         found = self._tower_attention[modality]
         if self.resampled:

@@ -1,0 +1,78 @@
+"""Find where in a model's decoder the question decides: the layer and width of ``adaptive``'s second cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import BudgetError
+from vtc.methods.adaptive import Adaptive
+from vtc.models import family_of
+from vtc.patching import patch_of, patched
+from vtc.tokens import Budget
+
+NARROW = (0.5, 0.3, 0.15)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    prompts: Iterable[dict[str, Any]],
+    budget: int | float | Budget = 0.0625,
+    layers: Sequence[int] | None = None,
+    narrow: Sequence[float] = NARROW,
+    progress: bool = True,
+) -> Adaptive:
+    """The ``Adaptive`` whose answers at ``budget`` stay closest to the unpatched model's, to hand to ``vtc.patch``.
+
+    prompts: a few dozen prompts with pictures as the processor makes them (unpadded or padded on the left); no answers
+    are needed. Closeness is the Kullback-Leibler divergence of the next token's distribution after the prompt, mean
+    over prompts. layers: candidates for the second cut (default: every layer of the first two thirds, at most 12 of
+    them); narrow: candidates for its width. Having no second cut is a candidate too.
+
+    The budget should be the lowest that matters: a cut that is right there is right above. Raises ``ValueError``
+    without prompts, where one is padded on the right, or when the model is patched already.
+    """
+    from tqdm import tqdm
+
+    prompts = list(prompts)
+    if not prompts:
+        raise ValueError("calibrate needs prompts with pictures; give a few dozen, as the processor makes them")
+    if patch_of(model) is not None:
+        raise ValueError("this model is patched, and calibrate compares with the unpatched one; call vtc.unpatch first")
+    family = family_of(model)
+    candidates = [Adaptive(layer=None)]
+    if not family.hybrid:
+        layers = spread(len(family.layers)) if layers is None else layers
+        candidates += [Adaptive(layer=at, narrow=share) for at in layers for share in narrow]
+    want = [next_token(model, prompt) for prompt in prompts]
+    distance = []
+    for method in tqdm(candidates, desc="calibrating", unit="cut", disable=not progress):
+        with patched(model, method, budget=budget):
+            try:
+                got = [next_token(model, prompt) for prompt in prompts]
+            except BudgetError:  # a cut so late that the layers before it cost too much
+                continue
+        distance.append((float(torch.cat([_divergence(*pair) for pair in zip(want, got, strict=True)]).mean()), method))
+    return min(distance, key=lambda pair: pair[0])[1]
+
+
+def spread(depth: int, most: int = 12) -> list[int]:
+    """Layers of the first two thirds of a decoder, evenly, at most ``most``."""
+    last = max(1, 2 * depth // 3)
+    return sorted({max(1, round(last * (n + 1) / min(most, last))) for n in range(min(most, last))})
+
+
+def next_token(model: nn.Module, prompt: dict[str, Any]) -> Tensor:
+    """``[B, V]``: log-probabilities of the token after each prompt, in float32."""
+    mask = prompt.get("attention_mask")
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise ValueError('a prompt is padded on the right; pad on the left (processor.tokenizer.padding_side = "left")')
+    return model(**prompt).logits[:, -1].float().log_softmax(dim=-1)
+
+
+def _divergence(want: Tensor, got: Tensor) -> Tensor:
+    return (want.exp() * (want - got)).sum(dim=-1)
