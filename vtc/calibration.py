@@ -21,7 +21,7 @@ NARROW = (0.5, 0.3, 0.15)
 def calibrate(
     model: nn.Module,
     prompts: Iterable[dict[str, Any]],
-    budget: int | float | Budget = 0.0625,
+    budget: int | float | Budget = 0.03125,
     layers: Sequence[int] | None = None,
     narrow: Sequence[float] = NARROW,
     progress: bool = True,
