@@ -25,8 +25,7 @@ tokens, small = (batch([picture((1, n, n), 1)]) for n in (128, 4))
 x = torch.randn(1, 1, 16384, 4)
 ends = torch.arange(16384)[None] + 1
 plain = {name: method() for name, method in registry.items() if not hasattr(method, "build")}
-part = dict.fromkeys(plain, 128) | {"scope": 2048}  # its choices take long here, and each maps what all do
-work = {name: lambda t, m=m, n=part[name]: reduce(m, t, [t.count[0] // n or 1]) for name, m in plain.items()}
+work = {name: lambda t, m=m: reduce(m, t, [t.count[0] // 128 or 1]) for name, m in plain.items()}
 work["share"] = lambda t: share(t, reduce(plain["random"], t, [t.count[0] // 8]))
 work["received_attention"] = lambda t: received_attention(x[:, :, : t.count[0]], x[:, :, : t.count[0]])
 work["received_attention, causal"] = lambda t: received_attention(x, x[:, :, :64], end=ends.clamp(max=64))
