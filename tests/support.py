@@ -19,16 +19,7 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
-GRID = (
-    "grid",
-    "pool",
-    "evs",
-    "dycoke",
-    "vidcom2",
-    "fastvid",
-    "holitom",
-    "prunevid",
-)  # they must know where tokens stand
+GRID = tuple(name for name, kind in registry.items() if kind.gridded)
 MERGING = (
     "adaptive",
     "bipartite",

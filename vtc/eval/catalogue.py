@@ -41,15 +41,30 @@ def sees(signal: Signal) -> str:
 def table() -> Table:
     """One row a method with its default options."""
     out = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("method", "cuts at", "signals", "trains", "share"):
+    for title in ("method", "cuts at", "signals", "trains", "share", "families"):
         out.add_column(title)
     for name, make in registry.items():
         method = make()
         seen = dict.fromkeys(sees(s) for n in range(len(method.stages())) for s in method.signals(n))
         share = "yes" if any(s.layer == 0 for s in method.stages()) else "no"
         trains = "yes" if method.trains else "no"
-        out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share)
+        out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share, families(method))
     return out
+
+
+def families(method: Method) -> str:
+    """Which families it runs on; the others raise ``UnsupportedModel``."""
+    stages = method.stages()
+    seen = [signal for n in range(len(stages)) for signal in method.signals(n)]
+    never = {
+        "recurrent decoders (Qwen3.5)": any(stage.layer != 0 for stage in stages),
+        "towers that show no attention (Aria, GOT-OCR 2, Perception-LM)": any(
+            isinstance(signal, (TowerAttention, TowerKeys)) for signal in seen
+        ),
+        "learned queries (Aria)": method.gridded,
+    }
+    missing = [words for words, applies in never.items() if applies]
+    return "all but " + ", ".join(missing) if missing else "all"
 
 
 def papers() -> Table:

@@ -48,6 +48,7 @@ class Method:
     paper: ClassVar[str] = ""  # title, arXiv id
     variants: ClassVar[str] = ""  # documented variants, e.g. what is used where a tower has no CLS token
     trains: ClassVar[bool] = False  # gradients flow through merged values
+    gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
 
     share: bool = field(default=False, kw_only=True)
 

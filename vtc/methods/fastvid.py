@@ -37,6 +37,7 @@ class FastVID(Method):
     """
 
     name: ClassVar[str] = "fastvid"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"
     variants: ClassVar[str] = (
         "a still picture is one segment of one frame; without a CLS token: mean attention received"

@@ -21,6 +21,7 @@ class Grid(Method):
     """Keep the middle token of each of ``keep[i]`` near-equal rectangular cells (those of ``pool``), drop the rest."""
 
     name: ClassVar[str] = "grid"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = "baseline"
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:

@@ -36,6 +36,7 @@ class HoliTom(Method):
     """
 
     name: ClassVar[str] = "holitom"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
     variants: ClassVar[str] = "a still picture is one frame; without a CLS token: mean attention received"
     trains: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class Pool(Method):
     """
 
     name: ClassVar[str] = "pool"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = "baseline (average pooling as in Matryoshka Multimodal Models, arXiv 2405.17430)"
     trains: ClassVar[bool] = True
 

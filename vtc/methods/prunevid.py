@@ -40,6 +40,7 @@ class PruneVid(Method):
     """
 
     name: ClassVar[str] = "prunevid"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117"
     variants: ClassVar[str] = "a still picture is one frame, in which everything moves"
     trains: ClassVar[bool] = True

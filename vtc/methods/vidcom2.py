@@ -35,6 +35,7 @@ class VidCom2(Method):
     """
 
     name: ClassVar[str] = "vidcom2"
+    gridded: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models, "
         "arXiv 2505.14454"
