@@ -50,31 +50,28 @@ class Bipartite(Method):
         return Reduction.join(head.gather(1, owner.clamp(min=0)).where(owner >= 0, -1), max(keep))
 
 
-def bipartite_round(
-    metric: Tensor, count: list[int], away: list[int], class_token: bool = False
-) -> tuple[Tensor, Tensor]:
-    """One round on ``metric [I, t, d]``, of which the first ``count[i]`` are there: ``away[i] <= count[i] // 2`` of the
-    even tokens each merge into an odd one.
+def bipartite_round(metric: Tensor, count: list[int], away: list[int], prefix: int = 0) -> tuple[Tensor, Tensor]:
+    """One round on ``metric [I, t, d]``, of which the first ``count[i]`` are there: ``away[i]`` of the even tokens each
+    merge into an odd one. ``away[i] <= (count[i] - prefix) // 2``: the first ``prefix`` tokens (class, registers) take
+    no part.
 
     Returns group ``[I, t]``, the output token each token is in (-1 in padding), and head ``[I, max(count - away)]``,
-    the token whose place each output token takes. Output order: the even tokens that stay, best linked first, then all
-    odd ones. ``class_token``: token 0 never merges, and the even tokens that stay keep their order.
+    the token whose place each output token takes. Output order: the prefix, the even tokens that stay, best linked
+    first (with a prefix: in their order), then the odd ones.
     """
     index = torch.arange(metric.shape[1], device=metric.device)
     valid = index < torch.tensor(count, device=metric.device)[:, None]
+    evens, odds = (valid & (index >= prefix))[:, ::2], (valid & (index >= prefix))[:, 1::2]
     r = torch.tensor(away, device=metric.device)[:, None]
-    to, cosine = match(metric[:, ::2], metric[:, 1::2], valid[:, 1::2])
-    if class_token:
-        cosine[:, 0] = -torch.inf
-    evens = valid[:, ::2]
+    to, cosine = match(metric[:, ::2], metric[:, 1::2], odds)
     rank = top(cosine, [evens.shape[1]] * len(count), evens).argsort(dim=1)  # of each even token, by its link
     leaves = evens & (rank < r)
-    stay = (~leaves).cumsum(1) - 1 if class_token else rank - r
-    odd = evens.sum(1, keepdim=True) - r + index[: metric.shape[1] // 2]
+    stay = (~leaves).cumsum(1) - 1 + prefix // 2 if prefix else rank - r
+    odd = valid[:, ::2].sum(1, keepdim=True) - r + index[: metric.shape[1] // 2]
     group = torch.empty(valid.shape, dtype=torch.int64, device=metric.device)
     group[:, 1::2] = odd
-    group[:, ::2] = torch.where(leaves, odd.gather(1, to.clamp(min=0)), stay)
-    group = group.where(valid, -1)
+    group[:, ::2] = torch.where(leaves, odd.gather(1, to.clamp(min=prefix // 2)), stay)  # -1: a NaN, with no match
+    group = group.where(index >= prefix, index).where(valid, -1)
     stays = valid.clone()
     stays[:, ::2] &= ~leaves
     wide = max(n - m for n, m in zip(count, away, strict=True))
