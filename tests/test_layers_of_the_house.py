@@ -16,9 +16,9 @@ ORDER = ("cli", "eval", "patching", "engine", "methods", "kernels", "tokens")
 PARTS = {
     "cli": ("cli", "__main__", "doctor"),
     "eval": ("eval",),
-    "patching": ("patching", "checkpoint", "calibration"),
-    "engine": ("engine", "stages", "attend", "listener", "state", "layout", "taps", "reporting", "schedule"),
-    "methods": ("methods", "models", "signals", "share", "cache", "masks", "rows"),
+    "patching": ("patching", "vit", "checkpoint", "calibration"),
+    "engine": ("engine", "merging", "stages", "attend", "listener", "state", "layout", "taps", "reporting", "schedule"),
+    "methods": ("methods", "models", "signals", "share", "cache", "masks", "rows", "groups"),
     "kernels": ("kernels", "merge"),
     "tokens": ("tokens", "registry", "errors"),
 }

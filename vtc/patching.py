@@ -17,8 +17,10 @@ from vtc.engine import Engine
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods import registry
 from vtc.methods.base import Method
+from vtc.methods.tome import ToMe
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
+from vtc.models.timm import is_timm
 from vtc.reporting import Report
 from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerKeys
 from vtc.taps import Mask, tap
@@ -223,6 +225,15 @@ def method_of(method: Given, options: dict[str, Any]) -> Method:
     return kind(**options)
 
 
+def patch_kind(model: nn.Module) -> type[Patch]:
+    """What owns the changes to this model: plain ViTs of timm have blocks and no decoder."""
+    if not is_timm(unwrapped(model)):
+        return Patch
+    from vtc.vit import VitPatch
+
+    return VitPatch
+
+
 def patch(
     model: nn.Module,
     method: Given | None = None,
@@ -237,9 +248,11 @@ def patch(
     Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
     ``UnknownName``; the model is unchanged after an error.
     """
+    kind = patch_kind(model)
     given = default_method(model) if method is None else method
+    given = ToMe if given == "tome" and kind is not Patch else given
     chosen, limit = method_of(given, options), Budget.of(budget)
-    new, older = Patch(model, chosen, limit), patch_of(model)
+    new, older = kind(model, chosen, limit), patch_of(model)
     unpatch(model)
     try:
         new.install()
