@@ -17,50 +17,59 @@ Plan = Callable[[int, Groups], list[int]]  # (block, groups that enter it) -> ho
 
 
 class MergingBlock:
-    """In place of one block's forward. ``prefix``: leading tokens that never merge (class, registers)."""
+    """In place of one block's forward. ``prefix``: leading tokens that never merge (class, registers); ``start`` makes
+    the plan for states that enter the first block; ``left`` is told of the groups that leave this one."""
 
-    def __init__(self, block: Block, index: int, prefix: int, plan: Plan):
-        self.block, self.index, self.prefix, self.plan = block, index, prefix, plan
+    def __init__(
+        self,
+        block: Block,
+        index: int,
+        prefix: int,
+        start: Callable[[Tensor], Plan],
+        left: Callable[[int, Groups], None],
+    ):
+        self.block, self.index, self.prefix = block, index, prefix
+        self.start, self.left = start, left
         self.metric: Tensor | None = None
 
     def hear(self, keys: Tensor) -> None:
         """The keys ``[T, heads, t, d]`` of the attention that runs: their mean over heads says what is alike."""
         self.metric = keys.detach().mean(dim=1)
 
-    def __call__(self, states: Tensor) -> Tensor:
-        groups = groups_of(states, self.index)
-        values = self.block.attend(groups.shrink(states), groups.log_size(states.dtype))
+    def __call__(self, states: Tensor, **kwargs: Any) -> Tensor:
+        groups, plan = self.riding(states)
+        values = self.block.attend(groups.shrink(states), groups.log_size(states.dtype), **kwargs)
         metric, self.metric = self.metric, None
-        away = self.plan(self.index, groups)
+        away = plan(self.index, groups)
         if any(away):
             before = groups
             groups, slot = merge_groups(before, metric, away, self.prefix)  # type: ignore[arg-type]
             values = merge_values(values, slot, before, groups)
-        return carry(groups.spread(self.block.feed(values)), groups)
+        self.left(self.index, groups)
+        return ride(groups.spread(self.block.feed(values)), groups, plan)
+
+    def riding(self, states: Tensor) -> tuple[Groups, Plan]:
+        """The groups that stand in the ``states [T, n, D]`` entering this block, and the plan they follow."""
+        if not hasattr(states, ATTRIBUTE):
+            if self.index:
+                raise UnsupportedModel(
+                    f"the states between blocks {self.index - 1} and {self.index} were replaced, so which tokens "
+                    "merged is no longer known; take away what replaces them, and run gradient checkpointing with "
+                    "use_reentrant=False"
+                )
+            ride(states, Groups.alone(states), self.start(states))
+        return getattr(states, ATTRIBUTE)
 
 
-def groups_of(states: Tensor, index: int) -> Groups:
-    """The groups that stand in the ``states [T, n, D]`` entering block ``index``."""
-    if index == 0:
-        return Groups.alone(states)
-    groups: Any = getattr(states, ATTRIBUTE, None)
-    if groups is None:
-        raise UnsupportedModel(
-            f"the states between blocks {index - 1} and {index} were replaced, so which tokens merged is no longer "
-            "known; take away what replaces them, and run gradient checkpointing with use_reentrant=False"
-        )
-    return groups
-
-
-def carry(states: Tensor, groups: Groups) -> Tensor:
-    """Groups ride on the states they describe: a replay for a gradient then finds its own."""
-    setattr(states, ATTRIBUTE, groups)
+def ride(states: Tensor, groups: Groups, plan: Plan) -> Tensor:
+    """Groups and plan ride on the states they describe: a replay for a gradient then finds its own."""
+    setattr(states, ATTRIBUTE, (groups, plan))
     return states
 
 
-def at_most(away: int, count: list[int], prefix: int) -> list[int]:
+def at_most(away: int, groups: Groups, prefix: int) -> list[int]:
     """``away`` groups of each sequence, or as many as one round can merge."""
-    return [max(0, min(away, (n - prefix) // 2)) for n in count]
+    return [max(0, min(away, (n - prefix) // 2)) for n in groups.count]
 
 
 def towards(goal: list[int], groups: Groups, prefix: int, blocks: int) -> list[int]:

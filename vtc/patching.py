@@ -17,14 +17,15 @@ from vtc.engine import Engine
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods import registry
 from vtc.methods.base import Method
-from vtc.methods.tome import ToMe
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import is_timm
 from vtc.reporting import Report
-from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerKeys
+from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerGroups, TowerKeys
+from vtc.stages import keeps_of
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
+from vtc.tower import MergingTower, unmasked
 
 ATTRIBUTE = "_vtc_patch"
 One = str | Method | type[Method]
@@ -75,6 +76,7 @@ class Patch:
         self._undo.append(text.remove)
         self._tap_signals()
         self._weigh_keys()
+        self._merge_in_tower()
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
         forget_compiled()
@@ -168,6 +170,23 @@ class Patch:
             self.engine.weighs.add(index)
             self._undo.append(undo)
 
+    def _merge_in_tower(self) -> None:
+        """Where the method asks which tokens the tower merged, let it merge."""
+        engine, starts = self.engine, tuple(self.engine.stage_at)
+        if not any(isinstance(s, TowerGroups) for s in self.method.signals(0)):
+            return
+
+        def keeps(totals: list[int]) -> list[int]:
+            return [k[0] for k in keeps_of(self.method, self.budget, starts, engine.depth, totals)]
+
+        seen: set[nn.Module] = set()
+        for modality in self.family.token_ids:
+            for block in MergingTower(self.family, modality, engine.listener, keeps).blocks:
+                if block.block.module not in seen:  # one tower may serve both modalities
+                    seen.add(block.block.module)
+                    self._undo.append(block.block.hear(block.hear))
+                    self._replace(block.block.module, "forward", unmasked(block))
+
     def remove(self) -> None:
         """Undo every change, the latest first."""
         while self._undo:
@@ -250,7 +269,6 @@ def patch(
     """
     kind = patch_kind(model)
     given = default_method(model) if method is None else method
-    given = ToMe if given == "tome" and kind is not Patch else given
     chosen, limit = method_of(given, options), Budget.of(budget)
     new, older = kind(model, chosen, limit), patch_of(model)
     unpatch(model)

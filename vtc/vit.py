@@ -40,7 +40,7 @@ class VitPatch(Patch):
 
     def _make_changes(self) -> None:
         for index, block in enumerate(self.blocks):
-            merging = MergingBlock(block, index, self.prefix, self.away)
+            merging = MergingBlock(block, index, self.prefix, lambda states: self.away, self.left)
             self._undo.append(block.hear(merging.hear))
             self._replace(block.module, "forward", unmasked(merging))
         object.__setattr__(self.model, ATTRIBUTE, self)
@@ -49,14 +49,13 @@ class VitPatch(Patch):
 
     def away(self, index: int, groups: Groups) -> list[int]:
         """How many tokens of each picture merge in block ``index``."""
-        if self.rates is None:
-            patches = groups.owner.shape[1] - self.prefix
-            goal = [self.prefix + int(self.budget.tokens(patches))] * len(groups.count)
-            away = towards(goal, groups, self.prefix, len(self.blocks) - index)
-        else:
-            away = at_most(self.rates[index], groups.count, self.prefix)
-        self.tokens[index] = groups.count[0] - away[0]
-        return away
+        if self.rates is not None:
+            return at_most(self.rates[index], groups, self.prefix)
+        goal = self.prefix + int(self.budget.tokens(groups.owner.shape[1] - self.prefix))
+        return towards([goal] * len(groups.count), groups, self.prefix, len(self.blocks) - index)
+
+    def left(self, index: int, groups: Groups) -> None:
+        self.tokens[index] = groups.count[0]
 
     @property
     def engine(self) -> Any:  # type: ignore[override]

@@ -36,18 +36,25 @@ class Bipartite(Method):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        left, features, size = tokens.count, tokens.features, tokens.size
-        features = features if features.dtype == torch.float64 else features.float()
-        head = torch.arange(features.shape[1], device=features.device).expand_as(tokens.row)  # of each group, its token
-        owner = head.where(tokens.valid, -1)  # of each token, its group
-        while any(away := [min(max(n - k, 0), n // 2) for n, k in zip(left, keep, strict=True)]):
-            group, stays = bipartite_round(features, left, away)
-            left = [n - r for n, r in zip(left, away, strict=True)]
-            features = merge(features, group, None, size, max(left))
-            size = merge(size[..., None], group, torch.ones_like(size), size, max(left))[..., 0]
-            head = head.gather(1, stays)
-            owner = group.gather(1, owner.clamp(min=0)).where(owner >= 0, -1)
-        return Reduction.join(head.gather(1, owner.clamp(min=0)).where(owner >= 0, -1), max(keep))
+        index = torch.arange(tokens.row.shape[1], device=tokens.row.device).expand_as(tokens.row)
+        return Reduction.join(leaders(index.where(tokens.valid, -1), tokens, tokens.count, keep), max(keep))
+
+
+def leaders(leader: Tensor, tokens: VisionTokens, count: list[int], keep: list[int]) -> Tensor:
+    """``[I, N]``: the leader of each token's group (-1 in padding) once rounds have merged the ``count[i]`` groups of
+    each picture, given by their ``leader [I, N]``, until ``keep[i]`` (or fewer, where there were) are left."""
+    start = Reduction.join(leader, max(count))
+    features = tokens.features if tokens.features.dtype == torch.float64 else tokens.features.float()
+    left, head, owner = count, start.anchor.clamp(min=0), start.slot  # of each group its token, of each token its group
+    features, size = merge(features, owner, None, tokens.size, max(count)), start.sizes(tokens)
+    while any(away := [min(max(n - k, 0), n // 2) for n, k in zip(left, keep, strict=True)]):
+        group, stays = bipartite_round(features, left, away)
+        left = [n - r for n, r in zip(left, away, strict=True)]
+        features = merge(features, group, None, size, max(left))
+        size = merge(size[..., None], group, torch.ones_like(size), size, max(left))[..., 0]
+        head = head.gather(1, stays)
+        owner = group.gather(1, owner.clamp(min=0)).where(owner >= 0, -1)
+    return head.gather(1, owner.clamp(min=0)).where(owner >= 0, -1)
 
 
 def bipartite_round(metric: Tensor, count: list[int], away: list[int], prefix: int = 0) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from vtc.methods import register
 from vtc.methods.base import Method
+from vtc.methods.bipartite import leaders
+from vtc.signals import Signal, TowerGroups
+from vtc.tokens import Reduction, VisionTokens, scatter_valid, top
 
 
+@register("tome")
 @dataclass(frozen=True)
 class ToMe(Method):
     """In every block, between attention and MLP, the ``r`` tokens most alike to another merge into it: tokens are dealt
@@ -40,6 +48,16 @@ class ToMe(Method):
             raise ValueError(f"tome: inflect {inflect!r} is not in [-1, 1]; 1 merges ever more, -1 ever less, 0 evenly")
         super().__post_init__()
 
+    def signals(self, stage: int) -> tuple[Signal, ...]:
+        if self.r is not None:
+            raise ValueError(f"tome: r={self.r!r} is for plain ViTs; in a vision-language model give a budget instead")
+        return (TowerGroups(),)
+
+    @torch.no_grad()
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        leader, count = split_groups(signals[TowerGroups()], tokens, keep)
+        return Reduction.join(leaders(leader, tokens, count, keep), max(keep))
+
     def rates(self, blocks: int) -> list[int] | None:
         """How many tokens merge in each block; None: the budget says."""
         if self.r is None:
@@ -58,3 +76,23 @@ def listed(r: object) -> tuple:
 
 def is_pair(r: object) -> bool:
     return isinstance(r, tuple) and len(r) == 2
+
+
+def split_groups(group: Tensor, tokens: VisionTokens, keep: list[int]) -> tuple[Tensor, list[int]]:
+    """The leader ``[I, N]`` of each token, the first of its ``group [I, N]`` (-1 in padding), and how many leaders each
+    picture has: one a group, or ``keep[i]`` where these are more. The groups with the most tokens for each leader then
+    get more of them, at no loss, for the tokens of a group are alike."""
+    index = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    member = torch.where(tokens.valid, group, group.amax() + 1)
+    ordered, order = member.sort(dim=1, stable=True)
+    begins = torch.ones_like(tokens.valid)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    begin = index.where(begins, 0).cummax(dim=1).values
+    size = torch.zeros_like(index).scatter_add_(1, begin, torch.ones_like(index)).gather(1, begin)
+    priority = (size / (index - begin)).where(~begins, torch.inf)  # of the m-th token of a group after its first
+    leader = torch.empty_like(index).scatter_(1, order, order.gather(1, begin))
+    priority = torch.empty_like(priority).scatter_(1, order, priority)
+    groups = ((leader == index) & tokens.valid).sum(dim=1).tolist()
+    count = [max(n, k) for n, k in zip(groups, keep, strict=True)]
+    leads = scatter_valid(torch.zeros_like(tokens.valid), top(priority, count, tokens.valid), torch.ones_like(index))
+    return index.where(leads, leader).where(tokens.valid, -1), count

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+
+from vtc.taps import tap
 
 Hear = Callable[[Tensor], None]
 
@@ -20,6 +23,21 @@ class Block:
     """
 
     module: nn.Module
-    attend: Callable[[Tensor, Tensor | None], Tensor]
+    attend: Callable[..., Tensor]
     feed: Callable[[Tensor], Tensor]
     hear: Callable[[Hear], Callable[[], None]]
+
+
+PRE_NORM = ("CLIPEncoderLayer", "SiglipEncoderLayer", "JanusVisionEncoderLayer")
+
+
+def pre_norm(layer: Any) -> Block:
+    """An encoder layer of transformers' CLIP and its like: norm, attention, residual, norm, MLP, residual."""
+
+    def attend(x: Tensor, bias: Tensor | None, **kwargs: Any) -> Tensor:
+        return x + layer.self_attn(hidden_states=layer.layer_norm1(x), attention_mask=bias, **kwargs)[0]
+
+    def feed(x: Tensor) -> Tensor:
+        return x + layer.mlp(layer.layer_norm2(x))
+
+    return Block(layer, attend, feed, lambda hear: tap(layer.self_attn, lambda q, k, mask, scale: hear(k)))
