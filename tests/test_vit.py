@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vtc
 from tests.tolerances import assert_close, assert_same
+from tests.tome import round_by_loop
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods.tome import ToMe
 from vtc.patching import patch_of
@@ -57,7 +58,7 @@ def by_definition(model, pictures: Tensor, rates: list[int]) -> Tensor:
             sizes = torch.tensor([float(len(m)) for m in members])
             added, keys = attention(block, one, sizes)
             one = one + block.ls1(added)
-            one, members = merge_by_loop(one, keys, members, r, model.num_prefix_tokens)
+            one, members = round_by_loop(one, keys, members, r, model.num_prefix_tokens)
             one = one + block.ls2(block.mlp(block.norm2(one)))
         for value, group in zip(one, members, strict=True):
             full[i, group] = value
@@ -71,32 +72,6 @@ def attention(block, one: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     q, k = layer.q_norm(q), layer.k_norm(k)
     weights = (q @ k.mT * layer.scale + sizes.log()).softmax(dim=-1)
     return layer.proj((weights @ v).transpose(0, 1).flatten(1)), k.mean(dim=0)
-
-
-def merge_by_loop(one: Tensor, keys: Tensor, members: list[list[int]], r: int, prefix: int):
-    """One round, tokens in the order of the paper's code: class and distillation token, even ones, odd ones."""
-    r = min(r, (len(one) - prefix) // 2)
-    if r <= 0:
-        return one, members
-    cosine = torch.nn.functional.cosine_similarity
-    evens, odds, links = range(0, len(one), 2), range(1, len(one), 2), []
-    for a in (n for n in evens if n >= prefix):
-        free = [b for b in odds if b >= prefix]
-        near = [float(cosine(keys[a], keys[b], dim=0)) for b in free]
-        if near:
-            links.append((max(near), a, free[near.index(max(near))]))
-    links.sort(key=lambda link: -link[0])
-    value = {n: one[n] * len(members[n]) for n in range(len(one))}
-    group = {n: list(members[n]) for n in range(len(one))}
-    for _, a, b in links[:r]:
-        value[b] = value[b] + value.pop(a)
-        group[b] += group.pop(a)
-    stay = [n for n in evens if n in group]
-    if not prefix:  # without a class token the best linked come first
-        rank = {a: n for n, (_, a, _) in enumerate(links)}
-        stay.sort(key=lambda n: rank[n])
-    order = [*range(prefix), *(n for n in stay if n >= prefix), *(n for n in odds if n >= prefix)]
-    return torch.stack([value[n] / len(group[n]) for n in order]), [group[n] for n in order]
 
 
 @torch.no_grad()

@@ -38,7 +38,9 @@ class Groups:
 
     def log_size(self, dtype: torch.dtype) -> Tensor | None:
         """``[T, 1, 1, g]``: what each group adds to the logits of those who attend to it; None where all are alone."""
-        return self.size.log().to(dtype)[:, None, None] if self.merged else None
+        if not self.merged:
+            return None
+        return self.size.to(torch.promote_types(dtype, torch.float32)).log().to(dtype)[:, None, None]
 
     def shrink(self, states: Tensor) -> Tensor:
         """``[T, g, D]``: the groups' values out of ``states [T, n, D]``, in which their tokens are alike."""

@@ -73,6 +73,10 @@ def at_most(away: int, groups: Groups, prefix: int) -> list[int]:
 
 
 def towards(goal: list[int], groups: Groups, prefix: int, blocks: int) -> list[int]:
-    """How many merge now to come to ``goal[i]`` groups in ``blocks`` blocks, this one included, evenly."""
-    wanted = [max(0, -(-(n - g) // max(1, blocks))) for n, g in zip(groups.count, goal, strict=True)]
-    return [min(r, (n - prefix) // 2) for r, n in zip(wanted, groups.count, strict=True)]
+    """How many merge now to come to ``goal[i]`` groups in ``blocks`` blocks, this one included: evenly, but no fewer
+    than leaves the goal in reach of blocks that halve the groups at most."""
+    away = []
+    for n, g in zip(groups.count, goal, strict=True):
+        reach = prefix + (g - prefix) * 2 ** (blocks - 1)
+        away.append(max(0, min(max(-(-(n - g) // blocks), n - reach), (n - prefix) // 2)))
+    return away
