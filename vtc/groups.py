@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vtc.kernels.merge import merge
 from vtc.methods.bipartite import bipartite_round
-from vtc.rows import gather_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +43,17 @@ class Groups:
 
     def shrink(self, states: Tensor) -> Tensor:
         """``[T, g, D]``: the groups' values out of ``states [T, n, D]``, in which their tokens are alike."""
-        return gather_rows(states, self.head) if self.merged else states
+        return take(states, self.head) if self.merged else states
 
     def spread(self, values: Tensor) -> Tensor:
         """``[T, n, D]``: each token with its group's value of ``values [T, g, D]``."""
-        return gather_rows(values, self.owner) if self.merged else values
+        return take(values, self.owner) if self.merged else values
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """``[T, m, D]``: the rows ``index [T, m]`` of ``values [T, g, D]``, copied whole (a gather goes by elements)."""
+    first = values.shape[1] * torch.arange(len(values), device=values.device)[:, None]
+    return values.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
 
 
 @torch.no_grad()

@@ -30,20 +30,24 @@ class MergingBlock:
     ):
         self.block, self.index, self.prefix = block, index, prefix
         self.start, self.left = start, left
-        self.metric: Tensor | None = None
+        self.keys: Tensor | None = None
 
     def hear(self, keys: Tensor) -> None:
-        """The keys ``[T, heads, t, d]`` of the attention that runs: their mean over heads says what is alike."""
-        self.metric = keys.detach().mean(dim=1)
+        """The keys ``[T, heads, t, d]`` of the attention that runs."""
+        self.keys = keys.detach()
+
+    def hear_attention(self, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
+        """As a tap's listener."""
+        self.hear(k)
 
     def __call__(self, states: Tensor, **kwargs: Any) -> Tensor:
         groups, plan = self.riding(states)
         values = self.block.attend(groups.shrink(states), groups.log_size(states.dtype), **kwargs)
-        metric, self.metric = self.metric, None
+        keys, self.keys = self.keys, None
         away = plan(self.index, groups)
-        if any(away):
+        if any(away) and keys is not None:  # their mean over heads says what is alike
             before = groups
-            groups, slot = merge_groups(before, metric, away, self.prefix)  # type: ignore[arg-type]
+            groups, slot = merge_groups(before, keys.mean(dim=1), away, self.prefix)
             values = merge_values(values, slot, before, groups)
         self.left(self.index, groups)
         return ride(groups.spread(self.block.feed(values)), groups, plan)

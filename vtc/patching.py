@@ -179,13 +179,14 @@ class Patch:
         def keeps(totals: list[int]) -> list[int]:
             return [k[0] for k in keeps_of(self.method, self.budget, starts, engine.depth, totals)]
 
-        seen: set[nn.Module] = set()
-        for modality in self.family.token_ids:
-            for block in MergingTower(self.family, modality, engine.listener, keeps).blocks:
-                if block.block.module not in seen:  # one tower may serve both modalities
-                    seen.add(block.block.module)
-                    self._undo.append(block.block.hear(block.hear))
-                    self._replace(block.block.module, "forward", unmasked(block))
+        blocks = [
+            block
+            for modality in self.family.token_ids
+            for block in MergingTower(self.family, modality, engine.listener, keeps).blocks
+        ]
+        for block in {block.block.module: block for block in blocks}.values():  # one tower may serve both modalities
+            self._undo.append(tap(block.block.attention, block.hear_attention))
+            self._replace(block.block.module, "forward", unmasked(block))
 
     def remove(self) -> None:
         """Undo every change, the latest first."""
@@ -219,8 +220,10 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def default_method(model: nn.Module) -> Method:
-    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway."""
+def default_method(model: nn.Module) -> Given:
+    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway; ``tome`` in plain ViTs."""
+    if is_timm(unwrapped(model)):
+        return "tome"
     make = registry[DEFAULT_METHOD]
     return make(layer=None) if family_of(model).hybrid else make()
 

@@ -34,7 +34,7 @@ class MergingTower:
         run = self.listener.running
         if run is None:  # the tower alone, not for a prompt
             return stay
-        used = implementation(self.blocks[0].block.module.self_attn)  # type: ignore[arg-type]
+        used = implementation(self.blocks[0].block.attention)
         if used not in MASKED:
             raise UnsupportedModel(
                 f"the vision tower attends by {used}, which takes no weights for merged tokens; "

@@ -13,7 +13,7 @@ from vtc.merging import MergingBlock, at_most, towards
 from vtc.methods.base import Method
 from vtc.methods.tome import ToMe
 from vtc.models.inspection import unwrapped
-from vtc.models.timm import blocks_of
+from vtc.models.timm import blocks_of, hear_keys
 from vtc.patching import ATTRIBUTE, Patch, forget_compiled
 from vtc.tokens import Budget
 
@@ -41,7 +41,7 @@ class VitPatch(Patch):
     def _make_changes(self) -> None:
         for index, block in enumerate(self.blocks):
             merging = MergingBlock(block, index, self.prefix, lambda states: self.away, self.left)
-            self._undo.append(block.hear(merging.hear))
+            self._undo.append(hear_keys(block.attention, merging.hear))
             self._replace(block.module, "forward", unmasked(merging))
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))

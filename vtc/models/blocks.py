@@ -8,27 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.taps import tap
-
-Hear = Callable[[Tensor], None]
+PRE_NORM = ("CLIPEncoderLayer", "SiglipEncoderLayer", "JanusVisionEncoderLayer")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a tower, ``feed(attend(x, bias))`` where nothing merges.
+    """One block of a tower, ``feed(attend(x, None))`` where nothing merges.
 
-    attend: states ``[T, t, D]`` after attention and its residual, ``bias [T, 1, 1, t]`` added to the logits or None;
-    feed: states after the MLP and its residual; hear: call back with the keys ``[T, heads, t, d]`` of each attention
-    that runs, returns the undo.
+    attend: states ``[T, t, D]`` after ``attention`` and its residual, with ``bias [T, 1, 1, t]`` (or None) added to the
+    logits; feed: states after the MLP and its residual.
     """
 
     module: nn.Module
+    attention: nn.Module
     attend: Callable[..., Tensor]
     feed: Callable[[Tensor], Tensor]
-    hear: Callable[[Hear], Callable[[], None]]
-
-
-PRE_NORM = ("CLIPEncoderLayer", "SiglipEncoderLayer", "JanusVisionEncoderLayer")
 
 
 def pre_norm(layer: Any) -> Block:
@@ -40,4 +34,4 @@ def pre_norm(layer: Any) -> Block:
     def feed(x: Tensor) -> Tensor:
         return x + layer.mlp(layer.layer_norm2(x))
 
-    return Block(layer, attend, feed, lambda hear: tap(layer.self_attn, lambda q, k, mask, scale: hear(k)))
+    return Block(layer, layer.self_attn, attend, feed)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
-from vtc.models.blocks import Block, Hear
+from vtc.models.blocks import Block
 
 
 def is_timm(model: nn.Module) -> bool:
@@ -42,11 +41,12 @@ def halves(block: Any) -> Block:
     def feed(x: Tensor) -> Tensor:
         return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
-    return Block(block, attend, feed, functools.partial(hear, block.attn))
+    return Block(block, block.attn, attend, feed)
 
 
-def hear(attention: Any, call: Hear) -> Callable[[], None]:
-    """The keys as attention uses them pass through ``k_norm``, an identity where they are not normalised."""
+def hear_keys(attention: Any, call: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Call back with the keys ``[T, heads, t, d]`` of each attention; returns the undo. They pass through ``k_norm`` as
+    attention uses them, an identity where they are not normalised."""
     return attention.k_norm.register_forward_hook(lambda module, args, keys: call(keys)).remove
 
 
