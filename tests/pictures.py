@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals import Signal, TextPivots, TowerKeys
+from vtc.signals import Signal, TextPivots, TowerGroups, TowerKeys
 from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
@@ -73,7 +73,7 @@ def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal
     mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
     vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
     pivots = tokens.features[:, :1] * mix.T[:4]
-    made = {TowerKeys: vectors, TextPivots: pivots}
+    made = {TowerKeys: vectors, TowerGroups: vectors[..., 0].round(), TextPivots: pivots}
     return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
 
 

@@ -25,6 +25,24 @@ def before_norm(model):
 
 
 @contextmanager
+def entering(model, instead: list[Tensor] | None = None):
+    """Collects what enters the decoder's first layer, ``[B, N, D]`` per forward; or puts the first rows ``instead``,
+    for methods that change the vision tower."""
+    seen: list[Tensor] = []
+
+    def first(layer, args, kwargs):
+        seen.append(args[0].detach())
+        if instead:
+            return (torch.cat([instead[0], args[0][:, instead[0].shape[1] :]], dim=1), *args[1:]), kwargs
+
+    handle = family_of(model).layers[0].register_forward_pre_hook(first, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def masked(model, gone: dict[int, Tensor], sizes: dict[int, Tensor] | None = None):
     """The unpatched model with columns masked: ``gone[i] [B, N]`` are the rows nobody sees in decoder layer i (a gone
     row still sees itself, so that no softmax is empty); ``sizes[i] [B, N]`` is added to its logits."""

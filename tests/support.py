@@ -20,6 +20,11 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
+# Towers whose tokens cannot merge: blocks, windows or packed pictures become tokens, or their layers are not known.
+UNITS = (
+    *("llava_pixtral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "idefics3", "smolvlm"),
+    *("gemma3", "mistral3", "aya_vision", "cohere2_vision", "ovis2", "perception_lm", "got_ocr2", "aria"),
+)
 MERGING = (
     "adaptive",
     "bipartite",
@@ -29,14 +34,17 @@ MERGING = (
     "prumerge",
     "prumerge_plus",
     "prunevid",
+    "tome",
     "visionzip",
     "vscan",
 )
+MERGING_TOWER = ("tome",)  # what enters the decoder is not what the unpatched tower makes of the picture
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
     *(("qwen3_5", name) for name in (*IN_DECODER, "adaptive", "combined", "vscan")),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
+    *((family, "tome") for family in UNITS),
 }
 
 

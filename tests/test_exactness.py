@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, dropped_rows, log_sizes, masked, merged_input
-from tests.support import KINDS, MERGING, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
+from tests.reference import before_norm, dropped_rows, entering, log_sizes, masked, merged_input
+from tests.support import KINDS, MERGING, MERGING_TOWER, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
 
@@ -26,15 +28,18 @@ def test_dropping_equals_masking(family, method, model_of):
     model = model_of(family, dtype=exact_dtype(family))
     prompt = zoo.prompt(model, 2)
     vtc.patch(model, method, budget=0.5)
-    ours = run(model, prompt)
+    with entering(model) as seen:
+        ours = run(model, prompt)
+    seen = seen if method in MERGING_TOWER else []
     cuts, gone, sizes = engine(model).current.cuts, dropped_rows(engine(model)), log_sizes(engine(model))
     vtc.unpatch(model)
-    with masked(model, gone, sizes), merged_input(model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl"):
+    merged = partial(merged_input, model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl")
+    with masked(model, gone, sizes), entering(model, seen), merged():
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
     swapped = {layer: _swap_one(drop, cuts) for layer, drop in gone.items()}
-    with masked(model, swapped, sizes), merged_input(model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, swapped, sizes), entering(model, seen), merged():
         control = run(model, prompt)
     assert (control[:, -1] - ours[:, -1]).abs().max() > 1e-3, "one swapped token must show, or the check proves nothing"
 
@@ -79,7 +84,9 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     model = model_of(family, dtype=exact_dtype(family))
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, method, budget=0.5)
-    logits(model, prompt)
+    with entering(model) as seen:
+        logits(model, prompt)
+    seen = seen if method in MERGING_TOWER else []
     gone, sizes = dropped_rows(engine(model)), log_sizes(engine(model))
     cut = engine(model).current.cuts[0]
     out = generate(model, prompt, tokens=4, suppress_tokens=list(family_of(model).token_ids.values()))
@@ -87,7 +94,8 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     longer = _extended(prompt, out.sequences[:, :-1])
     extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
     gone, sizes = ({i: torch.nn.functional.pad(t, (0, extra)) for i, t in one.items()} for one in (gone, sizes))
-    with masked(model, gone, sizes), merged_input(model, cut, method in MERGING, deepstack=family == "qwen3_vl"):
+    merged = merged_input(model, cut, method in MERGING, deepstack=family == "qwen3_vl")
+    with masked(model, gone, sizes), entering(model, seen), merged:
         want = logits(model, longer)[:, -1]
     assert_close("last step", out.logits[-1], want)  # generate() gives float32
 

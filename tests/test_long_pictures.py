@@ -49,6 +49,7 @@ print(vtc.report(model).average_tokens)
         "fastv",
         "bipartite",
         pytest.param("divprune share", marks=pytest.mark.slow),
+        pytest.param("tome", marks=pytest.mark.slow),
         pytest.param("visionzip", marks=pytest.mark.slow),
         pytest.param("pyramiddrop", marks=pytest.mark.slow),
         pytest.param("grid", marks=pytest.mark.slow),

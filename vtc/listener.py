@@ -15,7 +15,16 @@ from vtc.kernels.match import unit
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
-from vtc.signals import KeyNorm, Signal, TextAttention, TextPivots, TextRelevance, TowerAttention, TowerKeys
+from vtc.signals import (
+    KeyNorm,
+    Signal,
+    TextAttention,
+    TextPivots,
+    TextRelevance,
+    TowerAttention,
+    TowerGroups,
+    TowerKeys,
+)
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 from vtc.tokens import top
@@ -29,19 +38,19 @@ class Listener:
     def __init__(self, family: Family):
         self.family = family
         self.runs: dict[str, TowerRun] = {}
-        self._running: TowerRun | None = None
+        self.running: TowerRun | None = None  # what runs now
         self._probe: tuple[Tensor, Tensor, Tensor | None] | None = None  # (row, its bias, cached keys)
         self._probed: Tensor | None = None
 
     def tower(self, modality: str, arguments: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Around ``get_image_features``: hear the tower's attention, note what came out."""
-        if self._running is not None:  # Qwen3-VL reads a video through its picture path
+        if self.running is not None:  # Qwen3-VL reads a video through its picture path
             return call()
-        run = self._running = TowerRun(modality, arguments)
+        run = self.running = TowerRun(modality, arguments)
         try:
             output = call()
         finally:
-            self._running = None
+            self.running = None
         run.counts, run.output = self.family.entries(output), _references(output)
         for name in PIXELS:  # only their shapes are asked for from here on
             if isinstance(arguments.get(name), Tensor):
@@ -51,7 +60,7 @@ class Listener:
 
     def hear_tower(self, signal: Signal, q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> None:
         """An attention call of a tapped tower layer."""
-        if self._running is not None and isinstance(signal, (TowerAttention, TowerKeys)):
+        if self.running is not None and isinstance(signal, (TowerAttention, TowerKeys)):
             if signal.joined:
                 q, k = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1])
                 scale = q.shape[3] ** -0.5
@@ -59,7 +68,7 @@ class Listener:
                 raw = k.mean(dim=1)
             else:
                 raw = tower_received(q, k, mask, self.family.tower_cls if signal.rows == "cls" else 0, scale)
-            self._running.captured.setdefault(signal, []).append(raw)
+            self.running.captured.setdefault(signal, []).append(raw)
 
     def hear_decoder(self, p: Pass | None, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         """An attention call of a tapped decoder layer: keep what its last row attends to, or end a probe."""
@@ -118,7 +127,7 @@ class Listener:
         kwargs: dict[str, Any],
     ) -> Tensor:
         """The signal on the living tokens before decoder layer ``index``, ``[I, N]`` or ``[I, N, d]``."""
-        if isinstance(signal, (TowerAttention, TowerKeys)):
+        if isinstance(signal, (TowerAttention, TowerKeys, TowerGroups)):
             values = p.layout.signal(self.family, signal, states.device)
             for cut in p.cuts:  # a later stage sees the survivors' values
                 values = gather_rows(values, cut.reduction.anchor.clamp(min=0))

@@ -19,10 +19,13 @@ from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
+from vtc.models.timm import is_timm
 from vtc.reporting import Report
-from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerKeys
+from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerGroups, TowerKeys
+from vtc.stages import keeps_of
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
+from vtc.tower import MergingTower, unmasked
 
 ATTRIBUTE = "_vtc_patch"
 One = str | Method | type[Method]
@@ -73,6 +76,7 @@ class Patch:
         self._undo.append(text.remove)
         self._tap_signals()
         self._weigh_keys()
+        self._merge_in_tower()
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
         forget_compiled()
@@ -166,6 +170,24 @@ class Patch:
             self.engine.weighs.add(index)
             self._undo.append(undo)
 
+    def _merge_in_tower(self) -> None:
+        """Where the method asks which tokens the tower merged, let it merge."""
+        engine, starts = self.engine, tuple(self.engine.stage_at)
+        if not any(isinstance(s, TowerGroups) for s in self.method.signals(0)):
+            return
+
+        def keeps(totals: list[int]) -> list[int]:
+            return [k[0] for k in keeps_of(self.method, self.budget, starts, engine.depth, totals)]
+
+        blocks = [
+            block
+            for modality in self.family.token_ids
+            for block in MergingTower(self.family, modality, engine.listener, keeps).blocks
+        ]
+        for block in {block.block.module: block for block in blocks}.values():  # one tower may serve both modalities
+            self._undo.append(tap(block.block.attention, block.hear_attention))
+            self._replace(block.block.module, "forward", unmasked(block))
+
     def remove(self) -> None:
         """Undo every change, the latest first."""
         while self._undo:
@@ -198,8 +220,10 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def default_method(model: nn.Module) -> Method:
-    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway."""
+def default_method(model: nn.Module) -> Given:
+    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway; ``tome`` in plain ViTs."""
+    if is_timm(unwrapped(model)):
+        return "tome"
     make = registry[DEFAULT_METHOD]
     return make(layer=None) if family_of(model).hybrid else make()
 
@@ -223,6 +247,15 @@ def method_of(method: Given, options: dict[str, Any]) -> Method:
     return kind(**options)
 
 
+def patch_kind(model: nn.Module) -> type[Patch]:
+    """What owns the changes to this model: plain ViTs of timm have blocks and no decoder."""
+    if not is_timm(unwrapped(model)):
+        return Patch
+    from vtc.vit import VitPatch
+
+    return VitPatch
+
+
 def patch(
     model: nn.Module,
     method: Given | None = None,
@@ -237,9 +270,10 @@ def patch(
     Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
     ``UnknownName``; the model is unchanged after an error.
     """
+    kind = patch_kind(model)
     given = default_method(model) if method is None else method
     chosen, limit = method_of(given, options), Budget.of(budget)
-    new, older = Patch(model, chosen, limit), patch_of(model)
+    new, older = kind(model, chosen, limit), patch_of(model)
     unpatch(model)
     try:
         new.install()

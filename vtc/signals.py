@@ -41,6 +41,12 @@ class TowerKeys:
 
 
 @dataclass(frozen=True)
+class TowerGroups:
+    """``[I, N]`` int: the group each token is in after tokens merged inside the tower (``vtc/tower.py``). Those of one
+    group came out of the tower alike."""
+
+
+@dataclass(frozen=True)
 class TextAttention:
     """``[I, N]``: attention from the prompt's last row to each token, mean over heads.
 
@@ -71,4 +77,4 @@ class TextPivots:
     count: int = 4
 
 
-Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance | KeyNorm | TextPivots
+Signal = TowerAttention | TowerKeys | TowerGroups | TextAttention | TextRelevance | KeyNorm | TextPivots

@@ -32,9 +32,8 @@ def open_pass(
     _check_heard(p, runs)
     p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
-    powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
-    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name, factors) for total in totals]
+    p.keeps = keeps_of(method, budget, starts, len(family.layers), totals)
     p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
     p.alive = Alive(
         row=layout.row,
@@ -46,6 +45,14 @@ def open_pass(
         newline_grid=layout.newline_grid,
         newlines=layout.newlines,
     )
+
+
+def keeps_of(
+    method: Method, budget: Budget, starts: tuple[int, ...], layers: int, totals: list[int]
+) -> list[tuple[int, ...]]:
+    """For pictures of ``totals`` tokens, how many each stage keeps."""
+    powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
+    return [solve(total, budget, starts, powers, layers, method.name, factors) for total in totals]
 
 
 def _check_heard(p: Pass, runs: dict[str, TowerRun]) -> None:

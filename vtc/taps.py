@@ -56,6 +56,12 @@ def tap(module: nn.Module, listen: Listen | None = None, attend: Attend | None =
     return undo
 
 
+def implementation(module: nn.Module) -> str:
+    """The attention function a module attends with, tapped or not."""
+    config: Any = module.__dict__[ATTRIBUTE].config if ATTRIBUTE in module.__dict__ else module.config
+    return config._attn_implementation or "eager"
+
+
 def _insert(module: nn.Module) -> Callable[[], None]:
     from transformers import AttentionInterface
 

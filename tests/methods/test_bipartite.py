@@ -55,12 +55,34 @@ def test_rounds_equal_the_definition(seed):
         assert groups == rounds_reference(tokens.features[i, :n], tokens.size[i, :n].double(), k)
 
 
-def test_the_class_token_never_merges():
+def test_the_prefix_never_merges():
     metric = torch.ones(1, 6, 4)  # all alike: without protection token 0 would be the first to go
-    group, head = bipartite_round(metric, [6], [2], class_token=True)
+    group, head = bipartite_round(metric, [6], [2], prefix=1)
     assert head.tolist() == [[0, 1, 3, 5]]
     assert group.tolist() == [[0, 1, 1, 2, 1, 3]]
+    group, head = bipartite_round(metric, [6], [2], prefix=2)  # a class and a distillation token
+    assert head.tolist() == [[0, 1, 3, 5]]
+    assert group.tolist() == [[0, 1, 2, 2, 2, 3]]
+    group, head = bipartite_round(metric.expand(1, 6, 4), [6], [1], prefix=3)  # and a register
+    assert head.tolist() == [[0, 1, 2, 3, 5]]
+    assert group.tolist() == [[0, 1, 2, 3, 3, 4]]
     assert bipartite_round(metric, [6], [2])[0].tolist() == [[1, 1, 1, 2, 0, 3]]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2, 3, 5])
+def test_a_round_counts_and_protects_whatever_the_metric(prefix):
+    """Random, padded and all-NaN metrics: every output token has a head, the prefix stays first and alone."""
+    metric = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(prefix))
+    metric[1] = torch.nan
+    count = [12, 12, 9]
+    away = [(n - prefix) // 2 for n in count]
+    group, head = bipartite_round(metric, count, away, prefix)
+    for i, (n, r) in enumerate(zip(count, away, strict=True)):
+        assert sorted(set(group[i, :n].tolist())) == list(range(n - r))
+        assert (group[i, n:] == -1).all()
+        assert group[i, head[i, : n - r]].tolist() == list(range(n - r))
+        assert group[i, :prefix].tolist() == list(range(prefix))
+        assert (group[i, prefix:n] >= prefix).all()
 
 
 def test_one_round_by_hand():

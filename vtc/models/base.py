@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.models.blocks import Block
 from vtc.signals import Signal
 
 
@@ -70,6 +71,18 @@ class Family:
         """The attention module of a tower layer (negative: from the end; float: fraction of depth); raises
         ``UnsupportedModel`` where signals cannot be had. ``modality`` matters only where videos have a tower of their
         own."""
+        raise NotImplementedError
+
+    def tower_blocks(self, modality: str = "image") -> list[Block]:
+        """The tower's blocks, whose tokens can merge; raises ``UnsupportedModel`` where they cannot."""
+        raise NotImplementedError
+
+    def read_blocks(self, run: TowerRun, blocks: int) -> int:
+        """After how many of the tower's ``blocks`` the last features are read."""
+        return blocks
+
+    def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
+        """(sequences, language-model tokens) of each entry, before the tower has run on ``sequences`` of ``length``."""
         raise NotImplementedError
 
     def entries(self, output: Any) -> list[int]:

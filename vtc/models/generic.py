@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
 from vtc.models import register, registry
 from vtc.models.base import Family, Place, TowerRun
+from vtc.models.blocks import PRE_NORM, Block, pre_norm
 from vtc.models.inspection import (
     TOWERS,
     attention_layers,
@@ -16,13 +18,14 @@ from vtc.models.inspection import (
     base_of,
     decoder_of,
     has_resampler,
+    layers_of,
     special_tokens,
     token_ids_of,
     tower_of,
     unwrapped,
 )
-from vtc.models.maps import block_mean, join, raster_place, unknown_place
-from vtc.signals import Signal
+from vtc.models.maps import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
+from vtc.signals import Signal, TowerGroups
 
 
 @register("llava")
@@ -80,6 +83,29 @@ class Generic(Family):
             )
         return found[layer]
 
+    def tower_blocks(self, modality: str = "image") -> list[Block]:
+        if self.merging or self.resampled:
+            raise self.no_groups("makes one token of several patches, so no token has a group's value")
+        tower = tower_of(self.base, self.towers[modality])
+        layers = layers_of(tower, PRE_NORM)
+        if not layers:
+            raise self.no_groups(f"has a {type(tower).__name__}, whose layers are none of {', '.join(PRE_NORM)}")
+        return [pre_norm(layer) for layer in layers]
+
+    def read_blocks(self, run: TowerRun, blocks: int) -> int:
+        for name in ("vision_feature_layer", "vision_feature_layers"):
+            layers = run.arguments.get(name) or getattr(self.base.config, name, None)
+            if layers is not None:  # of hidden states: 0 and -1 - blocks are the embeddings
+                return max(
+                    layer % (blocks + 1) for layer in (layers if isinstance(layers, (list, tuple)) else [layers])
+                )
+        return blocks
+
+    def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
+        given = run.arguments.get("vision_feature_select_strategy")
+        whole = (given or getattr(self.base.config, "vision_feature_select_strategy", "default")) == "full"
+        return [(1, length if whole else length - self.tower_cls)] * sequences
+
     def entries(self, output: Any) -> list[int]:
         features = getattr(output, "pooler_output", output)
         if isinstance(features, (list, tuple)):
@@ -112,11 +138,24 @@ class Generic(Family):
         return raster_place(1, rows, columns, specials=count - rows * columns)
 
     def align(self, run: TowerRun, signal: Signal) -> list[Tensor]:
+        if isinstance(signal, TowerGroups):
+            return self.groups(run, signal)
         values = self.spread(run, run.captured[signal], signal)
         if [len(entry) for entry in values] != run.counts:
             raise self.no_signal(f"{[len(entry) for entry in values]} tower values do not fit {run.counts} tokens")
         flat = run.captured[signal][0].dim() == 2
         return [entry.squeeze(-1) if flat else entry for entry in values]
+
+    def groups(self, run: TowerRun, signal: TowerGroups) -> list[Tensor]:
+        """The group of each entry's tokens, different numbers for different sequences; newlines: -1."""
+        owner = torch.cat(run.captured[signal])
+        codes = patch_codes(owner.shape)
+        patches = [patches_of(values, codes) for values in self.spread(run, [codes[..., None]], signal)]
+        if any(bool(((p < 0) & ~place.newline).any()) for p, place in zip(patches, self.places(run), strict=True)):
+            raise self.no_groups(f"makes one token of several patches of this {run.modality}")
+        first = owner.shape[1] * torch.arange(len(owner), device=owner.device)[:, None]
+        groups = (owner + first).flatten()
+        return [groups[p.clamp(min=0).to(groups.device)].where(p.to(groups.device) >= 0, -1) for p in patches]
 
     def spread(self, run: TowerRun, captured: list[Tensor], signal: Signal) -> list[Tensor]:
         """Raw tower values as ``[n, d]`` on the tokens of each entry."""
@@ -156,6 +195,12 @@ class Generic(Family):
             return None
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         return pixels.shape[-2] // height, pixels.shape[-1] // width
+
+    def no_groups(self, reason: str) -> UnsupportedModel:
+        """The error where tokens cannot merge inside the tower."""
+        return UnsupportedModel(
+            f"{self.name} {reason}; use bipartite, which merges the same way at the decoder's input"
+        )
 
     def no_signal(self, reason: str) -> UnsupportedModel:
         """The error of a method that wants to see the tower where it cannot."""

@@ -94,6 +94,13 @@ def attention_layers(tower: nn.Module) -> list[nn.Module]:
     return []
 
 
+def layers_of(tower: nn.Module, kinds: tuple[str, ...]) -> list[nn.Module]:
+    """The tower's longest stack, where all its layers are of one of ``kinds``; else empty."""
+    stacks = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    longest = max(stacks, key=len, default=nn.ModuleList())
+    return list(longest) if all(type(layer).__name__ in kinds for layer in longest) else []
+
+
 def special_tokens(tower: nn.Module) -> int:
     """How many special tokens lead the tower's sequence: CLS and registers."""
     count = 0

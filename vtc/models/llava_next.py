@@ -38,6 +38,9 @@ class LlavaNext(Generic):
             for size in argument(run, "image_sizes")
         ]
 
+    def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
+        return [(tiles, len(place.grid)) for tiles, place in zip(self.tiles(run), self.places(run), strict=True)]
+
     def pack(self, run: TowerRun, values: Tensor, newline: float) -> list[Tensor]:
         """``values [tiles, patches, d]`` as ``[n, d]`` on each picture's tokens, ``newline`` on its newline tokens."""
         packed = self.base.pack_image_features(
@@ -74,6 +77,11 @@ class WithVideo(LlavaNext):
     def pooled(self, values: Tensor) -> Tensor:
         """``values [F, patches, d]`` as ``[F, d, rows, columns]`` of tokens."""
         return self.pool(values.transpose(1, 2).unflatten(2, self.tile_grid))
+
+    def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
+        if run.modality == "video":
+            raise self.no_groups("pools the frames of a video, so no token has a group's value")
+        return super().tower_tokens(run, sequences, length)
 
     def places(self, run: TowerRun) -> list[Place]:
         if run.modality == "image":

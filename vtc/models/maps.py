@@ -50,6 +50,19 @@ def join_packed(captured: list[Tensor], lengths: list[int], received: bool) -> T
     return rows * torch.cat(share).to(rows)
 
 
+def patch_codes(shape: tuple[int, ...]) -> Tensor:
+    """``[T, n]``: a number of its own for every patch, such that no mean of several is the number of another."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.rand(shape, generator=draw, dtype=torch.float64) + 1
+
+
+def patches_of(values: Tensor, codes: Tensor) -> Tensor:
+    """``[m]``: the (flat) index of the patch whose code each of ``values [m, 1]`` is, -1 where it is none's."""
+    known, order = codes.flatten().sort()
+    place = torch.searchsorted(known, values[:, 0].contiguous()).clamp(max=len(known) - 1)
+    return order[place].where(known[place] == values[:, 0], -1)
+
+
 def with_width(values: Tensor, leading: int) -> Tensor:
     """``values`` with a last dimension of width 1 where they have only the ``leading`` ones."""
     return values.unsqueeze(-1) if values.dim() == leading else values

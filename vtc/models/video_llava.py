@@ -15,6 +15,9 @@ class VideoLlava(Generic):
 
     towers = {"image": ("image_tower",), "video": ("video_tower",)}
 
+    def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
+        return super().tower_tokens(run, sequences, length) if run.modality == "image" else [(1, length)] * sequences
+
     def pictures(self, run: TowerRun, ids: Tensor | None) -> list[int]:
         if run.modality == "image":
             return super().pictures(run, ids)

@@ -1,0 +1,86 @@
+"""ToMe inside a tower: each block runs on groups of tokens, merges some more between attention and MLP, and hands on
+states of full length, in which the tokens of a group are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from vtc.errors import UnsupportedModel
+from vtc.groups import Groups, merge_groups, merge_values
+from vtc.models.blocks import Block
+
+ATTRIBUTE = "_vtc_groups"
+Plan = Callable[[int, Groups], list[int]]  # (block, groups that enter it) -> how many of each sequence merge away
+
+
+class MergingBlock:
+    """In place of one block's forward. ``prefix``: leading tokens that never merge (class, registers); ``start`` makes
+    the plan for states that enter the first block; ``left`` is told of the groups that leave this one."""
+
+    def __init__(
+        self,
+        block: Block,
+        index: int,
+        prefix: int,
+        start: Callable[[Tensor], Plan],
+        left: Callable[[int, Groups], None],
+    ):
+        self.block, self.index, self.prefix = block, index, prefix
+        self.start, self.left = start, left
+        self.keys: Tensor | None = None
+
+    def hear(self, keys: Tensor) -> None:
+        """The keys ``[T, heads, t, d]`` of the attention that runs."""
+        self.keys = keys.detach()
+
+    def hear_attention(self, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
+        """As a tap's listener."""
+        self.hear(k)
+
+    def __call__(self, states: Tensor, **kwargs: Any) -> Tensor:
+        groups, plan = self.riding(states)
+        values = self.block.attend(groups.shrink(states), groups.log_size(states.dtype), **kwargs)
+        keys, self.keys = self.keys, None
+        away = plan(self.index, groups)
+        if any(away) and keys is not None:  # their mean over heads says what is alike
+            before = groups
+            groups, slot = merge_groups(before, keys.mean(dim=1), away, self.prefix)
+            values = merge_values(values, slot, before, groups)
+        self.left(self.index, groups)
+        return ride(groups.spread(self.block.feed(values)), groups, plan)
+
+    def riding(self, states: Tensor) -> tuple[Groups, Plan]:
+        """The groups that stand in the ``states [T, n, D]`` entering this block, and the plan they follow."""
+        if not hasattr(states, ATTRIBUTE):
+            if self.index:
+                raise UnsupportedModel(
+                    f"the states between blocks {self.index - 1} and {self.index} were replaced, so which tokens "
+                    "merged is no longer known; take away what replaces them, and run gradient checkpointing with "
+                    "use_reentrant=False"
+                )
+            ride(states, Groups.alone(states), self.start(states))
+        return getattr(states, ATTRIBUTE)
+
+
+def ride(states: Tensor, groups: Groups, plan: Plan) -> Tensor:
+    """Groups and plan ride on the states they describe: a replay for a gradient then finds its own."""
+    setattr(states, ATTRIBUTE, (groups, plan))
+    return states
+
+
+def at_most(away: int, groups: Groups, prefix: int) -> list[int]:
+    """``away`` groups of each sequence, or as many as one round can merge."""
+    return [max(0, min(away, (n - prefix) // 2)) for n in groups.count]
+
+
+def towards(goal: list[int], groups: Groups, prefix: int, blocks: int) -> list[int]:
+    """How many merge now to come to ``goal[i]`` groups in ``blocks`` blocks, this one included: evenly, but no fewer
+    than leaves the goal in reach of blocks that halve the groups at most."""
+    away = []
+    for n, g in zip(groups.count, goal, strict=True):
+        reach = prefix + (g - prefix) * 2 ** (blocks - 1)
+        away.append(max(0, min(max(-(-(n - g) // blocks), n - reach), (n - prefix) // 2)))
+    return away

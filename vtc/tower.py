@@ -1,0 +1,84 @@
+"""ToMe inside the vision tower of a VLM: how far each picture's tokens merge; what the decoder's input hears of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vtc.errors import UnsupportedModel
+from vtc.groups import Groups
+from vtc.listener import Listener
+from vtc.merging import MergingBlock, Plan, towards
+from vtc.models.base import Family, TowerRun
+from vtc.signals import TowerGroups
+from vtc.taps import implementation
+
+MASKED = ("sdpa", "eager")  # attention functions that take log sizes as a mask
+
+
+class MergingTower:
+    """The blocks of one modality's tower. ``keeps``: tokens of pictures -> how many of each the budget allows."""
+
+    def __init__(self, family: Family, modality: str, listener: Listener, keeps: Callable[[list[int]], list[int]]):
+        self.family, self.listener, self.keeps = family, listener, keeps
+        self.prefix = family.tower_cls
+        self.blocks = [
+            MergingBlock(block, index, self.prefix, self.start, self.left)
+            for index, block in enumerate(family.tower_blocks(modality))
+        ]
+
+    def start(self, states: Tensor) -> Plan:
+        """Merge evenly, until the blocks whose features are read leave as many groups as the budget allows."""
+        run = self.listener.running
+        if run is None:  # the tower alone, not for a prompt
+            return stay
+        used = implementation(self.blocks[0].block.attention)
+        if used not in MASKED:
+            raise UnsupportedModel(
+                f"the vision tower attends by {used}, which takes no weights for merged tokens; "
+                'call model.set_attn_implementation({"vision_config": "sdpa"})'
+            )
+        goal = self.goals(run, *states.shape[:2])
+        depth = self.family.read_blocks(run, len(self.blocks))
+
+        def plan(index: int, groups: Groups) -> list[int]:
+            return towards(goal, groups, self.prefix, depth - index) if index < depth else stay(index, groups)
+
+        return plan
+
+    def goals(self, run: TowerRun, sequences: int, length: int) -> list[int]:
+        """How many groups (prefix included) each of the tower's sequences ends with."""
+        entries = self.family.tower_tokens(run, sequences, length)
+        run.counts = [tokens for _, tokens in entries]
+        bounds = torch.tensor(self.family.pictures(run, None)).cumsum(0).tolist()
+        pictures = [entries[first:last] for first, last in zip([0, *bounds], bounds, strict=False)]
+        totals = [sum(tokens for _, tokens in picture) for picture in pictures]
+        goals = []
+        for picture, total, keep in zip(pictures, totals, self.keeps(totals), strict=True):
+            patches = max(1, int((length - self.prefix) * keep / total + 1e-9))
+            goals += [self.prefix + patches] * sum(tiles for tiles, _ in picture)
+        return goals
+
+    def left(self, index: int, groups: Groups) -> None:
+        """After the last block: what the method asks for at the decoder's input."""
+        run = self.listener.running
+        if run is not None and index == len(self.blocks) - 1:
+            run.captured.setdefault(TowerGroups(), []).append(groups.owner)
+
+
+def stay(index: int, groups: Groups) -> list[int]:
+    """Nothing merges."""
+    return [0] * len(groups.count)
+
+
+def unmasked(merging: MergingBlock) -> Callable[..., Tensor]:
+    """The forward of one of transformers' encoder layers, for whole pictures."""
+
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        if attention_mask is not None:
+            raise UnsupportedModel("tome merges the tokens a tower's mask names; use bipartite, at the decoder's input")
+        return merging(hidden_states, **kwargs)
+
+    return forward
