@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerKeys
+from vtc.signals import RaterAttention, Signal, TowerKeys
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8
@@ -61,10 +61,12 @@ def without_grid(tokens: VisionTokens) -> VisionTokens:
 
 
 def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal, Tensor]:
-    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys."""
+    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys and
+    what is by head."""
     mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
     vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
-    return {s: vectors if isinstance(s, TowerKeys) else vectors[..., 0].exp() for s in method.signals(stage)}
+    made = {TowerKeys: vectors, RaterAttention: vectors.exp()}
+    return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
 
 
 def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0) -> Reduction:

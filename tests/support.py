@@ -19,7 +19,7 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
-MERGING = ("bipartite", "pool", "prumerge", "prumerge_plus", "visionzip", "vscan")
+MERGING = ("bipartite", "pool", "prumerge", "prumerge_plus", "sparsevlm", "visionzip", "vscan")
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
     *(("qwen3_5", name) for name in (*IN_DECODER, "vscan")),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, dropped_rows, masked, merged_input
+from tests.reference import before_norm, cuts_of, dropped_rows, masked, merged_input
 from tests.support import KINDS, MERGING, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
@@ -27,14 +27,14 @@ def test_dropping_equals_masking(family, method, model_of):
     prompt = zoo.prompt(model, 2)
     vtc.patch(model, method, budget=0.5)
     ours = run(model, prompt)
-    cuts, gone = engine(model).current.cuts, dropped_rows(engine(model))
+    cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
     vtc.unpatch(model)
-    with masked(model, gone), merged_input(model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, gone), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
     swapped = {layer: _swap_one(drop, cuts) for layer, drop in gone.items()}
-    with masked(model, swapped), merged_input(model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, swapped), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         control = run(model, prompt)
     assert (control[:, -1] - ours[:, -1]).abs().max() > 1e-3, "one swapped token must show, or the check proves nothing"
 
@@ -42,7 +42,7 @@ def test_dropping_equals_masking(family, method, model_of):
 def _swap_one(gone: Tensor, cuts) -> Tensor:
     """The same count dropped, but one dropped row is kept instead of one kept vision row."""
     out = gone.clone()
-    vision = cuts[0].tokens.row[0]
+    vision = cuts[min(cuts)].tokens.row[0]
     inside = [int(r) for r in vision if not gone[0, int(r)]]
     outside = [int(r) for r in vision if gone[0, int(r)]]
     out[0, inside[0]], out[0, outside[0]] = True, False
@@ -81,13 +81,13 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     vtc.patch(model, method, budget=0.5)
     logits(model, prompt)
     gone = dropped_rows(engine(model))
-    cut = engine(model).current.cuts[0]
+    cuts = cuts_of(engine(model))
     out = generate(model, prompt, tokens=4, suppress_tokens=list(family_of(model).token_ids.values()))
     vtc.unpatch(model)
     longer = _extended(prompt, out.sequences[:, :-1])
     extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
     gone = {i: torch.nn.functional.pad(drop, (0, extra)) for i, drop in gone.items()}
-    with masked(model, gone), merged_input(model, cut, method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, gone), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         want = logits(model, longer)[:, -1]
     assert_close("last step", out.logits[-1], want)  # generate() gives float32
 
@@ -201,14 +201,14 @@ def test_deepstack_features_merge_with_their_group(model_of):
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, "bipartite", budget=0.5)
     ours = run(model, prompt)
-    cut, gone = engine(model).current.cuts[0], dropped_rows(engine(model))
+    cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
     assert engine(model).current.between == 3
     vtc.unpatch(model)
-    with masked(model, gone), merged_input(model, cut, True, deepstack=True):
+    with masked(model, gone), merged_input(model, cuts, True, deepstack=True):
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
-    with masked(model, gone), merged_input(model, cut, True, deepstack=False):
+    with masked(model, gone), merged_input(model, cuts, True, deepstack=False):
         control = run(model, prompt)
     assert (control - ours)[kept].abs().max() > 1e-3
 

@@ -17,7 +17,7 @@ PARTS = {
     "cli": ("cli", "__main__", "doctor"),
     "eval": ("eval",),
     "patching": ("patching", "checkpoint"),
-    "engine": ("engine", "stages", "attend", "listener", "state", "layout", "taps", "reporting", "schedule"),
+    "engine": ("engine", "stages", "attend", "listener", "raters", "state", "layout", "taps", "reporting", "schedule"),
     "methods": ("methods", "models", "signals", "share", "cache", "masks", "rows"),
     "kernels": ("kernels", "merge"),
     "tokens": ("tokens", "registry", "errors"),

@@ -1,4 +1,4 @@
-"""Hears what methods want to see: the tower's attention while it runs, one row of a decoder layer's."""
+"""Hears what methods want to see: the tower's attention while it runs, some rows of a decoder layer's."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.kernels.match import unit
+from vtc.kernels.received_attention import BLOCK, received_attention
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
+from vtc.raters import choose_raters, gravity
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
-from vtc.signals import Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
+from vtc.signals import RaterAttention, Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
+from vtc.stages import listed
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 
@@ -72,8 +76,28 @@ class Listener:
             return
         with p.clock:
             row = last_row(p).to(q.device)
-            bias = row_bias(mask, row, q.shape[2], k.shape[2])
+            bias = row_bias(mask, row[:, None], q.shape[2], k.shape[2])[:, 0]
             p.heard[key] = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
+
+    def hear_input(self, p: Pass, states: Tensor) -> None:
+        """The decoder's input, of which each prompt's raters are chosen: ``p.raters``."""
+        rows, valid, _ = text_rows(p)
+        picture, n = listed(p.layout.count, states.device)
+        row = p.layout.row[picture, n]
+        vision = torch.full((p.batch, p.length), -1, device=states.device)
+        vision[p.layout.prompt[picture], row] = row
+        behind = rows > vision.amax(dim=1, keepdim=True)
+        behind = behind if valid is None else behind & valid
+        last = last_row(p).where(~behind.any(dim=1), -1)
+        p.raters = torch.cat([choose_raters(states.detach(), vision, rows, behind), last[:, None]], dim=1)
+
+    def hear_raters(
+        self, p: Pass | None, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float
+    ) -> None:
+        """An attention call of a tapped decoder layer: keep what its raters attend to."""
+        if self._probe is None and p is not None and p.over and (layer, signal) not in p.heard:
+            with p.clock:
+                p.heard[layer, signal] = rater_attention(p, signal, q, k, mask, scale)
 
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
@@ -109,15 +133,20 @@ class Listener:
             return values
         if isinstance(signal, TextRelevance):
             return text_relevance(p, states, position)
+        if isinstance(signal, RaterAttention):
+            by_head = gather_rows(self._heard(p, index - 1, signal).to(states.device)[p.layout.prompt], position)
+            return by_head.masked_fill(~p.alive.valid[..., None], 0.0)
         if signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
-        elif (index - 1, signal) in p.heard:
-            scores = p.heard[index - 1, signal]
         else:
-            raise NotReduced(
-                f"{signal} was not heard in layer {index - 1}: its attention did not run through the patch"
-            )
+            scores = self._heard(p, index - 1, signal)
         return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+
+    @staticmethod
+    def _heard(p: Pass, layer: int, signal: Signal) -> Tensor:
+        if (layer, signal) not in p.heard:
+            raise NotReduced(f"{signal} was not heard in layer {layer}: its attention did not run through the patch")
+        return p.heard[layer, signal]
 
     def _rank_next(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Tensor:
         """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention over these and the
@@ -156,15 +185,41 @@ class Listener:
         new = Columns(rows + past, before.valid if before else None, before.log_size if before else None)
         columns = new if held is None else held.columns(new, p.batch, rows.device)
         subset = Subset(mask, rows, columns, p.length, past + p.length, dtype, backend="sdpa")
-        return row_bias(subset, row, rows.shape[1], columns.index.shape[1])
+        return row_bias(subset, row[:, None], rows.shape[1], columns.index.shape[1])[:, 0]
+
+
+def text_rows(p: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The text rows of each prompt ``[B, T]``, which are there (None: all), and where they stand in the states now."""
+    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
+    return rows, valid, rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
+
+
+def rater_attention(p: Pass, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> Tensor:
+    """``[B, n, H]``: attention from each prompt's raters to the n rows of this forward, mean over the raters."""
+    batch, n, keys, raters = q.shape[0], q.shape[2], k.shape[2], p.raters.to(q.device)
+    rows, place = torch.arange(n, device=q.device).expand(batch, -1), raters
+    if p.last_cut is not None:
+        rows = p.last_cut.rows.to(q.device)
+        place = torch.searchsorted(rows, raters).clamp(max=n - 1).where(raters >= 0, -1)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    pull = gravity(p.length, q.shape[3], q.device).to(wide) if signal.gravity else None
+    share = (raters >= 0).sum(dim=1)[:, None, None].to(wide).reciprocal()
+    received = torch.zeros((), device=q.device)
+    step = max(1, BLOCK // (batch * keys))
+    for row, at in zip(raters.split(step, dim=1), place.split(step, dim=1), strict=True):
+        weight = share.expand(-1, at.shape[1], keys)
+        if pull is not None:
+            apart = (row.clamp(min=0)[..., None] - rows[:, None]).abs()
+            weight = weight / pad(pull[apart], (keys - n, 0), value=1.0)
+        bias = row_bias(mask, at.clamp(min=0), n, keys)
+        received = received + received_attention(q, k, at, log_size=bias, scale=scale, weights=weight)
+    return received[:, :, keys - n :].transpose(1, 2)
 
 
 def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:
     """``[I, N]``: mean cosine of the states at ``position [I, N]`` with those of their prompt's text rows."""
-    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
-    if p.last_cut is not None:
-        rows = torch.searchsorted(p.last_cut.rows, rows)
-    words = unit(gather_rows(states, rows))
+    _, valid, place = text_rows(p)
+    words = unit(gather_rows(states, place))
     mean = (words if valid is None else words.masked_fill(~valid[..., None], 0)).sum(dim=1)
     mean = mean / torch.tensor(p.layout.text_count, device=states.device)[:, None].clamp(min=1)
     features = unit(gather_rows(states[p.layout.prompt], position))

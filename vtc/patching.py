@@ -20,7 +20,7 @@ from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.reporting import Report
-from vtc.signals import TextAttention, TowerAttention, TowerKeys
+from vtc.signals import RaterAttention, TextAttention, TowerAttention, TowerKeys
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
 
@@ -126,13 +126,15 @@ class Patch:
 
     def _tap_signals(self) -> None:
         engine, family, ears = self.engine, self.family, self.engine.listener
-        tower, decoder = set(), set()
+        tower, decoder, raters = set(), set(), set()
         for layer, stage in engine.stage_at.items():
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
+                elif isinstance(signal, RaterAttention):
+                    raters.add((layer - 1, signal))
         for signal in sorted(tower, key=repr):
             towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
             for module in dict.fromkeys(towers):
@@ -140,6 +142,11 @@ class Patch:
         for layer in sorted(decoder):
             module = family.decoder_attention(layer)
             self._undo.append(tap(module, partial(self._hear_decoder, layer)))
+        for layer, rated in sorted(raters, key=repr):
+            self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_raters, layer, rated)))
+
+    def _hear_raters(self, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
+        self.engine.listener.hear_raters(self.engine.current, layer, signal, q, k, mask, scale)
 
     def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)

@@ -57,4 +57,18 @@ class TextRelevance:
     both as they stand at the stage's entry: at the decoder's input, projected features and input embeddings."""
 
 
-Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance
+@dataclass(frozen=True)
+class RaterAttention:
+    """``[I, N, H]``: attention from the prompt's raters to each token in the decoder layer before the stage, as it ran,
+    by head, mean over the raters.
+
+    Raters are the text rows behind the prompt's pictures that get more than these rows' mean in softmax(V T^T), V and T
+    being vision and text rows of the decoder's input (all of them where none gets more than another, and the prompt's
+    last row where there are none). ``gravity``: the attention of each pair of rows is divided by the cosine that rotary
+    positions give them at their distance, whatever they hold.
+    """
+
+    gravity: bool = False
+
+
+Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance | RaterAttention
