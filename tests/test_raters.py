@@ -5,7 +5,7 @@ import torch
 
 from tests import zoo
 from tests.reference import cuts_of, dropped_rows, masked, merged_input
-from tests.support import engine, logits
+from tests.support import MERGING, engine, logits
 from tests.tolerances import assert_close
 from vtc.methods import registry
 from vtc.models import family_of
@@ -40,19 +40,21 @@ def slow_raters(embeds, vision, text):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_raters_attention_is_that_of_an_eager_model(family, side, model_of):
+@pytest.mark.parametrize("method", ["sparsevlm", "sparsevlm_v2"])
+def test_raters_attention_is_that_of_an_eager_model(method, family, side, model_of):
     """In every stage, of a padded batch of one and two pictures."""
     model = model_of(family, attn="eager")
     prompt = zoo.batch([zoo.prompt(model, n, seed=n, after=4 + 5 * n) for n in (1, 2)], side=side)
-    patch(model, "sparsevlm", budget=0.6)
-    seen = seen_by(model, prompt, "sparsevlm")
+    patch(model, method, budget=0.6)
+    seen = seen_by(model, prompt, method)
     p, at = engine(model).current, list(engine(model).stage_at)
     cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
     unpatch(model)
     embeds = []
     layer = family_of(model).layers[0]
     handle = layer.register_forward_pre_hook(lambda m, args: embeds.append(args[0]))
-    with masked(model, gone), merged_input(model, cuts, True, deepstack=family == "qwen3_vl"), torch.no_grad():
+    merging = merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
+    with masked(model, gone), merging, torch.no_grad():
         attentions = model(**prompt, output_attentions=True).attentions
     handle.remove()
     assert len(seen) == len(at) == 3
@@ -64,7 +66,11 @@ def test_raters_attention_is_that_of_an_eager_model(family, side, model_of):
         assert sorted(r for r in p.raters[b].tolist() if r >= 0) == raters
         assert len(raters) < len(text)
         for (tokens, got), index in zip(seen, at, strict=True):
-            want = attentions[index - 1][b][:, raters].mean(1)
+            want = attentions[index - 1][b][:, raters]
+            if method == "sparsevlm_v2":
+                pull = gravity(p.length, family_of(model).layers[0].self_attn.head_dim, want.device)
+                want = want / pull[(torch.tensor(raters)[:, None] - torch.arange(p.length)).abs()]
+            want = want.mean(1).float()
             for i, n in enumerate(tokens.count):
                 if tokens.prompt[i] == b:
                     assert_close("attention", got[i, :n], want[:, tokens.row[i, :n]].T)

@@ -124,7 +124,7 @@ def test_a_manual_loop_without_position_ids(family, method, model_of):
 
 
 @pytest.mark.parametrize("family", ["gemma3", "aya_vision", "cohere2_vision"])
-@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop"])
+@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop", "sparsevlm_v2"])
 def test_a_sliding_window_past_the_width_coincidence(family, method, model_of):
     """Trap 3: stored length, mask width and window meet at 16; decode well past that and compare with no cache."""
     model = model_of(family)
