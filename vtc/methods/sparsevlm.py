@@ -29,8 +29,8 @@ class SparseVLM(Method):
     SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference, arXiv 2410.04417. Departs from
     the paper: the budget says how many stay (there, lists by hand for three budgets, and merged tokens come on top);
     positions stay the original ones (there, the first of the shorter sequence); a merged token weighs for all it stands
-    for when it is merged again (there, for one); of equally dense tokens the first is the denser (there, by noise).
-    Tokens whose states are not finite join none.
+    for when it is merged again (there, for one); of equally dense tokens the first is the denser (there, by noise);
+    several pictures of a prompt choose its raters together (there, one). Tokens whose states are not finite join none.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -57,14 +57,11 @@ class SparseVLM(Method):
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
         rank = ranks(signals[RaterAttention()].mean(dim=2), tokens)
-        merged, spent = zip(
-            *(recycling(n, k, self.recycle) for n, k in zip(tokens.count, keep, strict=True)), strict=True
-        )
-        first, many, size = torch.tensor([keep, merged, spent], device=rank.device)[..., None]
-        first = first - many
-        recycled = tokens.valid & (rank >= first) & (rank < first + size)
-        leader = leaders(tokens.features, recycled, list(merged))
-        return Reduction.join(torch.arange(rank.shape[1], device=rank.device).where(rank < first, leader), max(keep))
+        counts = [recycling(n, k, self.recycle) for n, k in zip(tokens.count, keep, strict=True)]
+        kept, spent = torch.tensor([(k - c, m) for k, (c, m) in zip(keep, counts, strict=True)], device=rank.device).T
+        best, recycled = rank < kept[:, None], tokens.valid & (rank < (kept + spent)[:, None])
+        leader = leaders(tokens.features, recycled & ~best, [clusters for clusters, _ in counts])
+        return Reduction.join(torch.arange(rank.shape[1], device=rank.device).where(best, leader), max(keep))
 
 
 def inside(name: str, layers: object) -> tuple[int | float, ...]:
