@@ -37,6 +37,7 @@ from pathlib import Path
 os.environ.pop("TRITON_INTERPRET", None)  # an interpreted function can not be compiled
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the kernels of this checkout, not of a vtc that is installed from another
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99, "gfx942": 64}  # KiB a program may have
 
 COLUMNS = ("registers", "spills", "shared", "copies", "vectors", "mma")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals import RaterAttention, Signal, TowerKeys
+from vtc.signals import RaterAttention, Signal, TextPivots, TowerKeys
+from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8
@@ -37,6 +38,12 @@ def picture(shape: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.f
     return replace(plain(features.to(dtype)), grid=grid)
 
 
+def video(features: Tensor) -> VisionTokens:
+    """One video of ``features [F, n, D]``: F frames of one row each."""
+    tokens = picture((features.shape[0], 1, features.shape[1]), 0)
+    return replace(tokens, features=features.flatten(0, 1)[None])
+
+
 def batch(pictures: list[VisionTokens], pad: int = 0) -> VisionTokens:
     """The pictures in one batch, padded by ``pad`` more than needed; the padding's features are NaN."""
     wide = max(p.count[0] for p in pictures) + pad
@@ -61,16 +68,22 @@ def without_grid(tokens: VisionTokens) -> VisionTokens:
 
 
 def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal, Tensor]:
-    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys and
-    what is by head."""
+    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys and what is by
+    head, four states a picture for text pivots."""
     mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
     vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
-    made = {TowerKeys: vectors, RaterAttention: vectors.exp()}
+    pivots = tokens.features[:, :1] * mix.T[:4]
+    made = {TowerKeys: vectors, RaterAttention: vectors.exp(), TextPivots: pivots}
     return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
 
 
 def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0) -> Reduction:
     return method.reduce(stage, tokens, signals(method, tokens, stage), keep)
+
+
+def merged(reduction: Reduction, tokens: VisionTokens) -> Tensor:
+    """``[I, K, D]``: the values of the slots."""
+    return slot_values(reduction, tokens.features, tokens)
 
 
 def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
@@ -80,6 +93,10 @@ def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
     assert anchor.shape == (len(keep), max(keep))
     assert slot.dtype == anchor.dtype == torch.int64
     assert (slot[~tokens.valid] == -1).all(), "padding has a slot"
+    for source, more, weight in reduction.also:
+        assert ((more < 0) | tokens.valid.gather(1, source)).all(), "padding is in a slot"
+        assert (more.amax(1) < torch.tensor(keep)).all(), "slot out of range"
+        assert weight[more >= 0].isfinite().all()
     for i, (k, n) in enumerate(zip(keep, tokens.count, strict=True)):
         own = anchor[i, :k]
         assert (anchor[i, k:] == -1).all(), "anchors after the last slot"

@@ -26,12 +26,12 @@ def before_norm(model):
 
 
 @contextmanager
-def masked(model, gone: dict[int, Tensor]):
+def masked(model, gone: dict[int, Tensor], sizes: dict[int, Tensor] | None = None):
     """The unpatched model with columns masked: ``gone[i] [B, N]`` are the rows nobody sees in decoder layer i (a gone
-    row still sees itself, so that no softmax is empty)."""
+    row still sees itself, so that no softmax is empty); ``sizes[i] [B, N]`` is added to its logits."""
     handles = []
 
-    def blocker(drop: Tensor):
+    def blocker(index: int, drop: Tensor):
         def hook(layer, args, kwargs):
             states = args[0] if args else kwargs["hidden_states"]
             n = states.shape[1]
@@ -42,14 +42,15 @@ def masked(model, gone: dict[int, Tensor]):
                 mask = mask > torch.finfo(mask.dtype).min / 2
             seen = mask & ~drop[:, None, None, :] | torch.eye(n, dtype=torch.bool)
             low = torch.finfo(states.dtype).min
-            kwargs["attention_mask"] = torch.zeros(seen.shape, dtype=states.dtype).masked_fill(~seen, low)
+            mask = torch.zeros(seen.shape, dtype=states.dtype).masked_fill(~seen, low)
+            kwargs["attention_mask"] = mask + sizes[index][:, None, None] if sizes else mask
             return args, kwargs
 
         return hook
 
     for index, drop in gone.items():
         layer = family_of(model).layers[index]
-        handles.append(layer.register_forward_pre_hook(blocker(drop), with_kwargs=True))
+        handles.append(layer.register_forward_pre_hook(blocker(index, drop), with_kwargs=True))
     try:
         yield
     finally:
@@ -74,6 +75,16 @@ def dropped_rows(engine) -> dict[int, Tensor]:
 def cuts_of(engine) -> dict:
     """The cuts of the last patched forward, by the layer they stand before."""
     return {index: plan.enter for index, plan in engine.current.plans.items() if plan.enter is not None}
+
+
+def log_sizes(engine) -> dict[int, Tensor]:
+    """``[B, N]`` for each decoder layer of the last patched forward: log of the tokens each of its rows stands for."""
+    p, out = engine.current, {}
+    for index in range(engine.depth):
+        cut = p.plans[index].rows
+        if cut is not None and cut.log_size is not None:
+            out[index] = torch.zeros(p.batch, p.length, dtype=cut.log_size.dtype).scatter(1, cut.rows, cut.log_size)
+    return out
 
 
 @contextmanager
@@ -112,9 +123,10 @@ def merge_by_loop(states: Tensor, cut) -> Tensor:
             rows = [int(tokens.row[i, n]) for n in members]
             sizes = tokens.size[i, members].double()
             weights = (sizes / sizes.sum() if r.weight is None else r.weight[i, members]).tolist()
-            if r.added is not None:
-                rows += [int(tokens.row[i, n]) for n in r.added[0][i, k]]
-                weights += r.added[1][i, k].tolist()
+            for source, slot, weight in r.also:
+                more = [n for n in range(slot.shape[1]) if int(slot[i, n]) == k]
+                rows += [int(tokens.row[i, source[i, n]]) for n in more]
+                weights += [float(weight[i, n]) for n in more]
             value = sum(w * states[prompt, row] for w, row in zip(weights, rows, strict=True))
             out[prompt, int(tokens.row[i, anchor])] = value
     return out

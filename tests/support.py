@@ -19,13 +19,34 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
-MERGING = ("bipartite", "pool", "prumerge", "prumerge_plus", "sparsevlm", "visionzip", "vscan")
+GRID = (
+    "grid",
+    "pool",
+    "evs",
+    "dycoke",
+    "vidcom2",
+    "fastvid",
+    "holitom",
+    "prunevid",
+)  # they must know where tokens stand
+MERGING = (
+    "adaptive",
+    "bipartite",
+    "fastvid",
+    "holitom",
+    "pool",
+    "prumerge",
+    "prumerge_plus",
+    "prunevid",
+    "sparsevlm",
+    "visionzip",
+    "vscan",
+)
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name in (*IN_DECODER, "vscan")),
+    *(("qwen3_5", name) for name in (*IN_DECODER, "adaptive", "combined", "vscan")),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
-    ("aria", "grid"),
-    ("aria", "pool"),
+    *(("aria", name) for name in GRID),
 }
 PAIRS = [(family, method) for family in zoo.NAMES for method in METHODS if (family, method) not in REFUSED]
 # One family of each kind: plain, AnyRes with newlines, M-RoPE with windows, DeepStack, sliding windows, prefix masks.

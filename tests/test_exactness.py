@@ -8,7 +8,7 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, cuts_of, dropped_rows, masked, merged_input
+from tests.reference import before_norm, cuts_of, dropped_rows, log_sizes, masked, merged_input
 from tests.support import KINDS, MERGING, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
@@ -27,14 +27,14 @@ def test_dropping_equals_masking(family, method, model_of):
     prompt = zoo.prompt(model, 2)
     vtc.patch(model, method, budget=0.5)
     ours = run(model, prompt)
-    cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
+    cuts, gone, sizes = cuts_of(engine(model)), dropped_rows(engine(model)), log_sizes(engine(model))
     vtc.unpatch(model)
-    with masked(model, gone), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, gone, sizes), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
     swapped = {layer: _swap_one(drop, cuts) for layer, drop in gone.items()}
-    with masked(model, swapped), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
+    with masked(model, swapped, sizes), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         control = run(model, prompt)
     assert (control[:, -1] - ours[:, -1]).abs().max() > 1e-3, "one swapped token must show, or the check proves nothing"
 
@@ -80,14 +80,14 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, method, budget=0.5)
     logits(model, prompt)
-    gone = dropped_rows(engine(model))
+    gone, sizes = dropped_rows(engine(model)), log_sizes(engine(model))
     cuts = cuts_of(engine(model))
     out = generate(model, prompt, tokens=4, suppress_tokens=list(family_of(model).token_ids.values()))
     vtc.unpatch(model)
     longer = _extended(prompt, out.sequences[:, :-1])
     extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
-    gone = {i: torch.nn.functional.pad(drop, (0, extra)) for i, drop in gone.items()}
-    with masked(model, gone), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
+    gone, sizes = ({i: torch.nn.functional.pad(t, (0, extra)) for i, t in one.items()} for one in (gone, sizes))
+    with masked(model, gone, sizes), merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl"):
         want = logits(model, longer)[:, -1]
     assert_close("last step", out.logits[-1], want)  # generate() gives float32
 

@@ -18,6 +18,7 @@ from torch import nn
 import vtc
 from vtc.errors import CheckpointError
 from vtc.methods import registry
+from vtc.methods.base import Method
 from vtc.patching import Patch, patch_of
 from vtc.tokens import Budget
 
@@ -43,8 +44,7 @@ def save(model: nn.Module, folder: str | os.PathLike, processor: Any = None) -> 
         processor.save_pretrained(folder)
     config = {
         "schema_version": SCHEMA,
-        "method": patch.method.name,
-        "options": dataclasses.asdict(patch.method),
+        **described(patch.method),
         "budget": patch.budget.value,
         "base_model": getattr(patch.model.config, "_name_or_path", "") or type(patch.model).__name__,
         "weights_sha256": weights_sha256(folder),
@@ -71,10 +71,9 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
             f"{folder}: the weights hash to {found[:12]}… and {CONFIG} names {config['weights_sha256'][:12]}…; "
             "the files are damaged or belong to another model, save again"
         )
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config["options"].items()}
     try:
-        method, budget = registry[config["method"]](**options), Budget.of(config["budget"])
-    except (TypeError, ValueError) as error:
+        method, budget = method_from(config), Budget.of(config["budget"])
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
     model, info = loaded
@@ -85,6 +84,29 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
         )
     Patch(model, method, budget).install()
     return model
+
+
+def described(method: Method) -> dict[str, Any]:
+    """A method as JSON holds it: its name and options, those of combined methods inside."""
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    return {"method": method.name, "options": {k: _plain(v) for k, v in options.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Method):
+        return described(value)
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def method_from(config: dict[str, Any]) -> Method:
+    """The method that ``described`` wrote down."""
+    return registry[config["method"]](**{k: _built(v) for k, v in config["options"].items()})
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_built(v) for v in value)
+    return method_from(value) if isinstance(value, dict) else value
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -18,10 +18,20 @@ from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
 from vtc.raters import choose_raters, gravity
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
-from vtc.signals import RaterAttention, Signal, TextAttention, TextRelevance, TowerAttention, TowerKeys
+from vtc.signals import (
+    KeyNorm,
+    RaterAttention,
+    Signal,
+    TextAttention,
+    TextPivots,
+    TextRelevance,
+    TowerAttention,
+    TowerKeys,
+)
 from vtc.stages import listed
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
+from vtc.tokens import top
 
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
 
@@ -99,6 +109,19 @@ class Listener:
             with p.clock:
                 p.heard[layer, signal] = rater_attention(p, signal, q, k, mask, scale)
 
+    def hear_keys(self, p: Pass | None, layer: int, k: Tensor, rows: int) -> None:
+        """The keys of a tapped decoder layer, of which the last ``rows`` are this forward's: keep their norms."""
+        key = (layer, KeyNorm())
+        if self._probe is None and p is not None and p.over and key not in p.heard:
+            with p.clock:
+                p.heard[key] = l1_norm(k[:, :, k.shape[2] - rows :].transpose(1, 2).flatten(2))
+
+    def _key_norms(self, p: Pass, index: int, states: Tensor) -> Tensor:
+        """``[B, n]``: of every row before decoder layer ``index``."""
+        if index == 0:
+            return l1_norm(states)
+        return self._heard(p, index - 1, KeyNorm()).to(states.device)
+
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
         if features:
@@ -136,7 +159,11 @@ class Listener:
         if isinstance(signal, RaterAttention):
             by_head = gather_rows(self._heard(p, index - 1, signal).to(states.device)[p.layout.prompt], position)
             return by_head.masked_fill(~p.alive.valid[..., None], 0.0)
-        if signal.of == "next":
+        if isinstance(signal, TextPivots):
+            return text_pivots(p, states, self._key_norms(p, index, states), signal.count)
+        if isinstance(signal, KeyNorm):
+            scores = self._key_norms(p, index, states)
+        elif signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         else:
             scores = self._heard(p, index - 1, signal)
@@ -214,6 +241,23 @@ def rater_attention(p: Pass, signal: RaterAttention, q: Tensor, k: Tensor, mask:
         bias = row_bias(mask, at.clamp(min=0), n, keys)
         received = received + received_attention(q, k, at, log_size=bias, scale=scale, weights=weight)
     return received[:, :, keys - n :].transpose(1, 2)
+
+
+def l1_norm(x: Tensor) -> Tensor:
+    """Of ``x [..., d]``, in float32 (float64 stays)."""
+    return x.abs().sum(dim=-1, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def text_pivots(p: Pass, states: Tensor, norms: Tensor, count: int) -> Tensor:
+    """``[I, count, D]``: the states of the text rows behind each picture with the largest ``norms [B, n]``."""
+    rows, valid, place = text_rows(p)
+    behind = rows[p.layout.prompt] > p.layout.row.amax(dim=1, keepdim=True)
+    behind = behind if valid is None else behind & valid[p.layout.prompt]
+    most = min(count, rows.shape[1])
+    chosen = top(norms.gather(1, place)[p.layout.prompt], [most] * len(behind), behind)
+    found = gather_rows(states[p.layout.prompt], place[p.layout.prompt].gather(1, chosen))
+    found = found.masked_fill(~behind.gather(1, chosen)[..., None], torch.nan)
+    return pad(found, (0, 0, 0, count - most), value=torch.nan)
 
 
 def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:

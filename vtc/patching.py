@@ -20,11 +20,13 @@ from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.reporting import Report
-from vtc.signals import RaterAttention, TextAttention, TowerAttention, TowerKeys
+from vtc.signals import KeyNorm, RaterAttention, TextAttention, TextPivots, TowerAttention, TowerKeys
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
 
 ATTRIBUTE = "_vtc_patch"
+One = str | Method | type[Method]
+Given = One | list[One] | tuple[One, ...] | None
 DEFAULT_METHOD, DEFAULT_OPTIONS, DEFAULT_BUDGET = "divprune", {"share": True}, 0.25
 
 
@@ -126,7 +128,7 @@ class Patch:
 
     def _tap_signals(self) -> None:
         engine, family, ears = self.engine, self.family, self.engine.listener
-        tower, decoder, raters = set(), set(), set()
+        tower, decoder, raters, keys = set(), set(), set(), set()
         for layer, stage in engine.stage_at.items():
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
@@ -135,6 +137,8 @@ class Patch:
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
                 elif isinstance(signal, RaterAttention):
                     raters.add((layer - 1, signal))
+                elif isinstance(signal, (KeyNorm, TextPivots)) and layer > 0:
+                    keys.add(layer - 1)
         for signal in sorted(tower, key=repr):
             towers = [family.tower_attention(signal.layer, modality) for modality in family.token_ids]
             for module in dict.fromkeys(towers):
@@ -144,9 +148,14 @@ class Patch:
             self._undo.append(tap(module, partial(self._hear_decoder, layer)))
         for layer, rated in sorted(raters, key=repr):
             self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_raters, layer, rated)))
+        for layer in sorted(keys):
+            self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_keys, layer)))
 
     def _hear_raters(self, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_raters(self.engine.current, layer, signal, q, k, mask, scale)
+
+    def _hear_keys(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
+        self.engine.listener.hear_keys(self.engine.current, layer, k, q.shape[2])
 
     def _hear_decoder(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)
@@ -195,14 +204,17 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def method_of(method: str | Method | type[Method] | None, options: dict[str, Any]) -> Method:
-    """A method from its name (``"visionzip"``), class or instance; options go to the constructor."""
+def method_of(method: Given, options: dict[str, Any]) -> Method:
+    """A method from its name (``"visionzip"``), class or instance, or several from a list; options go to the
+    constructor."""
     if method is None:
         return registry[DEFAULT_METHOD](**{**DEFAULT_OPTIONS, **options})
     if isinstance(method, Method):
         if options:
             raise ValueError(f"options {sorted(options)} go with a method's name; this {method!r} is already built")
         return method
+    if isinstance(method, (list, tuple)):
+        return registry["combined"](methods=tuple(method_of(one, {}) for one in method), **options)
     kind = registry[method] if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ValueError(f"method {method!r} is neither a name, a vtc.methods class nor an instance of one")
@@ -215,13 +227,14 @@ def method_of(method: str | Method | type[Method] | None, options: dict[str, Any
 
 def patch(
     model: nn.Module,
-    method: str | Method | type[Method] | None = None,
+    method: Given = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> nn.Module:
     """Make ``model`` spend at most ``budget`` vision tokens a picture, averaged over its decoder layers. In place.
 
-    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor.
+    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor. Of a
+    list, one runs after the other under the one budget.
     budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens).
     Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
     ``UnknownName``; the model is unchanged after an error.
@@ -249,7 +262,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 @contextmanager
 def patched(
     model: nn.Module,
-    method: str | Method | type[Method] | None = None,
+    method: Given = None,
     budget: int | float | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> Iterator[nn.Module]:

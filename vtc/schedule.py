@@ -17,11 +17,18 @@ def average(counts: list[int], starts: tuple[int, ...], layers: int, full: int) 
 
 @lru_cache(maxsize=65536)
 def solve(
-    full: int, budget: Budget, starts: tuple[int, ...], powers: tuple[int, ...], layers: int, name: str = "this method"
+    full: int,
+    budget: Budget,
+    starts: tuple[int, ...],
+    powers: tuple[int, ...],
+    layers: int,
+    name: str = "this method",
+    factors: tuple[float, ...] = (),
 ) -> tuple[int, ...]:
     """How many tokens each stage keeps of a picture of ``full`` tokens: the most whose layer average meets the budget.
 
-    Stage s keeps ``full * ratio ** powers[s]`` (floor, at least 1) with one ``ratio`` for all stages. Raises
+    Stage s keeps ``factors[s] * full * ratio ** powers[s]`` (floor, from 1 to all; the factors are 1 unless given) with
+    one ``ratio`` for all stages. Raises
     ``BudgetError`` with the least reachable budget when the layers before the first stage alone cost more.
     """
     allowed = budget.tokens(full)
@@ -29,7 +36,8 @@ def solve(
         return (full,) * len(starts)
 
     def counts(ratio: float) -> list[int]:
-        return [max(1, math.floor(full * ratio**p + 1e-9)) for p in powers]
+        wanted = [f * full * ratio**p for f, p in zip(factors or (1.0,) * len(powers), powers, strict=True)]
+        return [min(full, max(1, math.floor(n + 1e-9))) for n in wanted]
 
     least = average([1] * len(starts), starts, layers, full)
     if least > allowed + 1e-9:
@@ -39,7 +47,7 @@ def solve(
             "use a method at the decoder's input",
             least=math.ceil(least),
         )
-    low, high = 0.0, 1.0
+    low, high = 0.0, 1.0 / min(factors, default=1.0)
     for _ in range(50):  # the average is monotone in the ratio; floors rule out a closed form for several stages
         middle = (low + high) / 2
         low, high = (middle, high) if average(counts(middle), starts, layers, full) <= allowed + 1e-9 else (low, middle)

@@ -21,4 +21,5 @@ def share(tokens: VisionTokens, reduction: Reduction) -> Reduction:
     weight = reduction.weight
     if weight is not None:
         weight = torch.where(dropped, torch.zeros_like(weight), weight)
-    return Reduction(slot.where(dropped, reduction.slot), reduction.anchor, weight, reduction.features, reduction.added)
+    slot = slot.where(dropped, reduction.slot)
+    return Reduction(slot, reduction.anchor, weight, reduction.features, also=reduction.also)

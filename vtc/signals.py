@@ -1,4 +1,4 @@
-"""What a method may look at: one value (or vector) per vision token, never taken from eager attention."""
+"""What a method may look at: mostly one value (or vector) per vision token, never taken from eager attention."""
 
 from __future__ import annotations
 
@@ -71,4 +71,18 @@ class RaterAttention:
     gravity: bool = False
 
 
-Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance | RaterAttention
+@dataclass(frozen=True)
+class KeyNorm:
+    """``[I, N]``: L1 norm of each token's key, over all heads, in the decoder layer before the stage, as it ran; at the
+    decoder's input, where none has run, of its input embedding."""
+
+
+@dataclass(frozen=True)
+class TextPivots:
+    """``[I, count, D]``, a picture's and not its tokens': the states, at the stage's entry, of the text rows behind it
+    that have the largest ``KeyNorm``, largest first; NaN where there are fewer."""
+
+    count: int = 4
+
+
+Signal = TowerAttention | TowerKeys | TextAttention | TextRelevance | RaterAttention | KeyNorm | TextPivots

@@ -32,9 +32,9 @@ def open_pass(
     _check_heard(p, runs)
     p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
-    powers = tuple(stage.power for stage in method.stages())
+    powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
-    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name) for total in totals]
+    p.keeps = [solve(total, budget, starts, powers, len(family.layers), method.name, factors) for total in totals]
     p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
     p.alive = Alive(
         row=layout.row,
@@ -173,17 +173,15 @@ def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
 
 def merge_slots(features: Tensor, cut: Cut) -> Tensor:
     """``[I, K, D]``: features of the cut's tokens, merged by its slots."""
-    r, tokens = cut.reduction, cut.tokens
+    return slot_values(cut.reduction, features, cut.tokens)
+
+
+def slot_values(r: Reduction, features: Tensor, tokens: VisionTokens) -> Tensor:
+    """``[I, K, D]``: what the slots of a reduction of ``tokens`` make of ``features [I, N, D]``."""
     value = merge(features, r.slot.where(tokens.valid, -1), r.weight, tokens.size, r.anchor.shape[1])
-    return value if r.added is None else add_tokens(value, features, *r.added)
-
-
-def add_tokens(value: Tensor, features: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """``value [I, K, D]`` plus the sum over m of ``weight [I, K, M]`` times the token ``index [I, K, M]`` of
-    ``features [I, N, D]``, one m after the other, in the precision of weight."""
-    total = value.to(weight.dtype)
-    for m in range(index.shape[2]):
-        total = total + weight[..., m, None] * gather_rows(features, index[..., m])
+    total = value if not r.also else value.to(torch.promote_types(value.dtype, torch.float32))
+    for source, slot, weight in r.also:
+        total = total + merge(gather_rows(features, source), slot, weight, weight, r.anchor.shape[1])
     return total.to(value.dtype)
 
 

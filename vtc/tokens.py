@@ -85,9 +85,9 @@ class Reduction:
     anchor ``[I, K]`` int, ascending, -1 padded at the end: the token whose row and position a slot takes;
     weight ``[I, N]`` or None: a slot's value is the weighted SUM of its tokens (None = size-weighted mean; a slot of
     one token then keeps that token's value bit for bit);
+    also: further ``(token, slot, weight)``, ``[I, M]`` each: tokens whose weighted sums are added to the values of
+    slots they are not in (slot -1 = nothing); sizes stay as they are, and ``weight`` must be given;
     features ``[I, K, D]`` or None: the slots' values when the method makes them itself;
-    added (index ``[I, K, M]``, weight ``[I, K, M]``) or None: what each slot gets on top, the weighted sum of M tokens
-    that stay in slots of their own (index any valid token where the weight is 0);
     merges: False promises that every slot is one token with its own value (set by ``keep``), so nothing is summed.
     """
 
@@ -95,8 +95,8 @@ class Reduction:
     anchor: Tensor
     weight: Tensor | None = None
     features: Tensor | None = None
-    added: tuple[Tensor, Tensor] | None = None
     merges: bool = True
+    also: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
 
     @classmethod
     def keep(cls, kept: Tensor, tokens: VisionTokens) -> Reduction:

@@ -81,9 +81,63 @@ def test_kernel_ties_go_to_the_lower_index(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_kernel_takes_equal_tokens_in_order_wherever_they_stand(kind):
+    x, copies = draw(1, 131, 33), torch.tensor([0, 1, 37, 66, 94, 129, 130])
+    x[0, copies] = x[0, 60].clone()
+    got = greedy_diverse(x, 131 if kind == "maxmin" else 40, kind, torch.ones(1, 131, dtype=torch.bool))[0].tolist()
+    order = [j for j in got if j in {60, *copies.tolist()}]
+    assert order and order == sorted(order)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernel_chooses_alike_alone_padded_and_among_others(kind):
+    x, quality = draw(3, 61, 40), draw(3, 61, seed=1).abs()
+    allowed = torch.ones(3, 61, dtype=torch.bool)
+    x[1, 50:], allowed[1, 50:] = torch.nan, False
+    given = None if kind == "maxmin" else quality
+    together = greedy_diverse(x, 30, kind, allowed, given)
+    alone = greedy_diverse(x[1:2, :50], 30, kind, allowed[1:2, :50], None if given is None else given[1:2, :50])
+    assert_same("picture 1", together[1:2], alone)
+
+
+def coverage_from_scratch(x, keep, allowed, quality):
+    """All gains of one picture again at every step, of cosines in 2^-30ths: float64 sums them exactly."""
+    direction = unit(x).nan_to_num(0)
+    cosine = (direction @ (direction.T * 2.0**30)).round().double()[allowed]
+    cover, chosen = torch.zeros(len(cosine), 1, dtype=torch.float64), []
+    last = torch.where(allowed, torch.where(unit(x).isfinite().all(1), 0.0, -2.0), -torch.inf)
+    for _ in range(keep):
+        score = ((cosine - cover).clamp_min(0).sum(0) * quality).where(last == 0, last.double())
+        top = int(score.argmax())
+        chosen.append(top if score[top] > -torch.inf else -1)
+        cover, last[top] = torch.maximum(cover, cosine[:, top : top + 1]), -torch.inf
+    return chosen
+
+
+@pytest.mark.parametrize("limit, block", [(4096, 1 << 20), (20, 1 << 20), (20, 500)])
+def test_kernel_coverage_equals_gains_from_scratch(limit, block, monkeypatch):
+    monkeypatch.setattr(module, "LIMIT", limit)
+    monkeypatch.setattr(module, "BLOCK", block)
+    x, quality = draw(3, 70, 24), (draw(3, 70, seed=1).abs() * 2).round() / 2  # ties, and tokens worth nothing
+    allowed = draw(3, 70, seed=2) < 1
+    x[0, 30:50], x[1, 7], x[2, 11] = x[0, 5:25].clone(), torch.nan, 0
+    got = greedy_diverse(x, 45, "coverage", allowed, quality)
+    for i in range(3):
+        assert got[i].tolist() == coverage_from_scratch(x[i], 45, allowed[i], quality[i].double())
+
+
+@pytest.mark.parametrize("kind", ["dpp", "coverage"])
+def test_kernel_takes_tokens_without_a_quality_last(kind):
+    quality = draw(1, 9, seed=1).abs() + 0.1
+    quality[0, 3], quality[0, 6] = torch.nan, torch.inf
+    got = greedy_diverse(draw(1, 9, 12), 9, kind, torch.ones(1, 9, dtype=torch.bool), quality)[0].tolist()
+    assert sorted(got) == list(range(9)) and got[7:] == [3, 6]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_above_the_limit_the_result_is_the_same(kind, monkeypatch):
     x, allowed = draw(2, 50, 24), torch.ones(2, 50, dtype=torch.bool)
-    allowed[1, 40:] = False
+    allowed[1, 40:], x[:, 30:40] = False, x[:, 3:13].clone()
     want = greedy_diverse(x, 20, kind, allowed)
     monkeypatch.setattr(module, "LIMIT", 20)
     assert_same("order", greedy_diverse(x, 20, kind, allowed), want)
@@ -96,8 +150,10 @@ def test_kernel_opcheck(kind):
     torch.library.opcheck(torch.ops.vtc.greedy_diverse.default, (draw(2, 9, 5), allowed, quality, 4, kind))
 
 
-def test_nothing_to_keep():
-    assert greedy_diverse(draw(2, 5, 3), 0, "dpp", torch.ones(2, 5, dtype=torch.bool)).shape == (2, 0)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 0, 3), (0, 5, 3)])
+def test_nothing_to_keep(kind, shape):
+    assert greedy_diverse(draw(*shape), 0, kind, torch.ones(shape[:2], dtype=torch.bool)).shape == (shape[0], 0)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,13 @@ import pytest
 import torch
 
 from tests.golden import cases
-from tests.pictures import batch, picture, plain, reduce
+from tests.pictures import batch, merged, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.kernels.merge import merge
 from vtc.listener import joined_heads
 from vtc.methods.prumerge import PruMerge
 from vtc.methods.prumerge_plus import PruMergePlus
 from vtc.signals import TowerAttention, TowerKeys
-from vtc.stages import add_tokens
 from vtc.taps import tower_received
-
-
-def values(got, tokens):
-    merged = merge(tokens.features, got.slot, got.weight, tokens.size, got.anchor.shape[1])
-    return add_tokens(merged, tokens.features, *got.added)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +34,7 @@ def test_equals_the_authors(method, given, want, params, dtype):
     assert set(got.anchor[0].tolist()) - {extra} == set(want["kept"][0].tolist())
     place = {n: slot for slot, n in enumerate(got.anchor[0].tolist())}
     order = [place[n] for n in [*want["kept_order"][0].tolist(), extra]]
-    assert_close("tokens", values(got, tokens)[0, order], want["tokens"][0])
+    assert_close("tokens", merged(got, tokens)[0, order], want["tokens"][0])
 
 
 def slow(method, x, attention, keys, keep):
@@ -59,7 +52,7 @@ def slow(method, x, attention, keys, keep):
         cosine[n] = -2
         near = cosine.argsort(descending=True, stable=True)[: min(method.neighbours, len(x) - 1)]
         out.append(x[n] + (attention[near, None] * x[near]).sum(0))
-    assert_close("values", values(got, tokens)[0], torch.stack(out))
+    assert_close("values", merged(got, tokens)[0], torch.stack(out))
 
 
 @pytest.mark.parametrize("method", [PruMerge(neighbours=3), PruMergePlus(neighbours=5), PruMerge()])
@@ -77,11 +70,13 @@ def test_what_is_added_depends_on_no_other_picture(method):
     together = reduce(method, batch(made, 3), keep)
     for i, (one, k) in enumerate(zip(made, keep, strict=True)):
         alone = reduce(method, batch([one]), [k])
-        got = [t[i, :k].masked_select(together.added[1][i, :k] != 0) for t in together.added]
-        want = [t[0].masked_select(alone.added[1][0] != 0) for t in alone.added]
-        for a, b in zip(got, want, strict=True):
-            assert_same("added", a, b)
-    assert (together.added[1][2] == 0).all(), "a picture that keeps all is left alone"
+        for (token, slot, by), (token_alone, slot_alone, by_alone) in zip(together.also, alone.also, strict=False):
+            there = slot_alone[0] >= 0
+            assert_same("slot", slot[i, :k], slot_alone[0])
+            assert_same("token", token[i, :k][there], token_alone[0][there])
+            assert_same("weight", by[i, :k][there], by_alone[0][there])
+        assert all((slot[i] < 0).all() for _, slot, _ in together.also[len(alone.also) :])
+    assert all((slot[2] < 0).all() for _, slot, _ in together.also), "a picture that keeps all is left alone"
 
 
 def test_plus_takes_tokens_from_all_over():
@@ -98,7 +93,7 @@ def test_a_nan_adds_nothing():
     tokens = batch([picture((1, 4, 4), 1)])
     tokens.features[0, 5] = torch.nan
     got = reduce(PruMerge(), tokens, [6])
-    assert 5 not in got.anchor[0].tolist() and values(got, tokens).isfinite().all()
+    assert 5 not in got.anchor[0].tolist() and merged(got, tokens).isfinite().all()
 
 
 def test_heads_are_joined_side_by_side():

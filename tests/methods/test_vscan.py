@@ -10,7 +10,9 @@ from vtc.errors import UnsupportedModel
 from vtc.kernels.merge import merge
 from vtc.methods.base import Stage
 from vtc.methods.vscan import VScan, distinct, windows
+from vtc.schedule import solve
 from vtc.signals import TextAttention, TowerAttention
+from vtc.tokens import Budget
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("vscan"))
@@ -65,8 +67,10 @@ def test_the_second_stage_is_what_the_last_row_attends_to():
 
 def test_stages():
     method = VScan()
-    assert method.stages() == (Stage(0), Stage(0.5, 2))
+    assert method.stages() == (Stage(0), Stage(0.5, factor=1 / 3))
     assert [method.stages()[1].index(depth) for depth in (32, 28)] == [16, 14]
+    budgets = [solve(576, Budget(n), (0, 16), (1, 1), 32, factors=(1, 1 / 3)) for n in (64, 128, 192)]
+    assert budgets == [(96, 32), (192, 64), (288, 96)]  # the paper's
     assert method.signals(0) == (TowerAttention(5 / 24), TowerAttention(-2))
     assert method.signals(1) == (TextAttention("next"),)
 

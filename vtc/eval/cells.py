@@ -1,4 +1,7 @@
-"""What a run compares: the unpatched model, and each method at each budget. ``name[:option=value ...][+flag ...]``."""
+"""What a run compares: the unpatched model, and each method at each budget.
+
+``name[:option=value ...][+flag ...]``, several one after the other with a slash: ``divprune+share/fastv:layer=2``.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,12 @@ def plan(specs: Iterable[str], budgets: Iterable[int | float]) -> list[Cell]:
 
 
 def build(spec: str) -> Method:
-    """``visionzip``, ``divprune+share``, ``fastv:layer=3``: the method it spells."""
+    """``visionzip``, ``divprune+share``, ``fastv:layer=3``, ``visionzip/fastv``: the method it spells."""
+    if "/" in spec:
+        try:
+            return registry["combined"](methods=tuple(build(part) for part in spec.split("/")))
+        except (TypeError, ValueError) as error:
+            raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
     head, *flags = spec.strip().split("+")
     name, *pairs = head.split(":")
     make = registry[name]

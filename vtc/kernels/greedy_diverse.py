@@ -3,19 +3,26 @@
 maxmin    argmax_j  min over chosen m of (1 - c_jm);  first the token farthest from its nearest other
 dpp       argmax_j  det L[chosen + j] / det L[chosen],  L_ij = r_i c_ij r_j:  what the chosen leave unexplained of j
 coverage  argmax_j  r_j * sum_i max(0, c_ij - cover_i),  cover_i = max(0, c_im over chosen m)
+
+Coverage counts cosines in whole 2^-30ths, so that its sums are exact whatever their order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vtc.kernels.dispatch import device_of, use_triton
-from vtc.kernels.match import match, unit
+from vtc.kernels.match import BLOCK, match, unit
 
 KINDS = ("maxmin", "dpp", "coverage")
 LIMIT = 4096  # tokens up to which cosines are held as a matrix (64 MiB) and the kernel runs
 LEAST = 1e-3  # of a token's own variance: what is left below counts as nothing, as rounding adds up over the choices
+ROWS = 16  # in a product, at least: of fewer, BLAS adds up otherwise than of many, and the last bits differ
+GRID = 2.0**30  # in one cosine; float64 adds up 2^22 of them without rounding
 
 
 @torch.no_grad()
@@ -23,7 +30,7 @@ def greedy_diverse(x: Tensor, keep: int, kind: str, allowed: Tensor, quality: Te
     """``[I, keep]`` int64: the tokens of each picture in the order they are chosen, -1 where none is left.
 
     x ``[I, N, d]``; allowed ``[I, N]`` bool; quality ``[I, N]``, not negative, for dpp and coverage. No token is chosen
-    twice, ties go to the lower index, tokens with a NaN come last.
+    twice, ties go to the lower index, tokens with a NaN (in x or in their quality) come last.
     """
     if kind not in KINDS:
         raise ValueError(f"greedy_diverse: kind={kind!r} is not one of {', '.join(KINDS)}")
@@ -36,13 +43,13 @@ def greedy_diverse(x: Tensor, keep: int, kind: str, allowed: Tensor, quality: Te
 
 @torch.library.custom_op("vtc::greedy_diverse", mutates_args=())
 def _greedy(x: Tensor, allowed: Tensor, quality: Tensor | None, keep: int, kind: str) -> Tensor:
-    direction = unit(x)
-    sound = direction.isfinite().all(2)
-    fused = use_triton(x) and kind != "coverage" and x.shape[1] <= LIMIT
+    direction = unit(x.contiguous())
+    rank = torch.ones_like(direction[..., 0]) if quality is None else quality.to(direction.dtype)
+    sound = direction.isfinite().all(2) & rank.isfinite()
+    fused = use_triton(x) and x.shape[1] <= LIMIT
     if kind == "maxmin":
         return _maxmin(direction, allowed, sound, keep, fused)
-    rank = torch.ones_like(direction[..., 0]) if quality is None else quality.to(direction.dtype)
-    direction, rank = direction.where(sound[..., None], 0), rank.where(sound & allowed, 0)
+    direction, rank = _columns(direction.where(sound[..., None], 0)), rank.where(sound & allowed, 0)
     return (_dpp if kind == "dpp" else _coverage)(direction, allowed, sound, rank, keep, fused)
 
 
@@ -55,6 +62,7 @@ def _maxmin(direction: Tensor, allowed: Tensor, sound: Tensor, keep: int, fused:
     _, cosine = match(direction, direction, allowed, skip_self=True)
     first = _open(1 - cosine, allowed, sound)  # alone in its picture: +inf
     away = _open(torch.full_like(first, torch.inf), allowed, sound)
+    direction = _columns(direction)
     if fused:
         from vtc.kernels import greedy_diverse_triton as launch
 
@@ -70,7 +78,8 @@ def _maxmin(direction: Tensor, allowed: Tensor, sound: Tensor, keep: int, fused:
 
 
 def _dpp(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: int, fused: bool) -> Tensor:
-    """Incremental Cholesky (Chen, Zhang and Zhou, arXiv 1709.05135): row t of ``steps`` is what choice t explains."""
+    """Incremental Cholesky (Chen, Zhang and Zhou, arXiv 1709.05135): row t of ``steps`` is what choice t explains.
+    Departs from the paper: where nothing is left to explain it stops, and here the other tokens follow by index."""
     scaled = direction * rank[..., None]
     own = rank.square() * (direction != 0).any(2)  # a direction has length 1: no rounding decides between equals
     left = _open(own, allowed, sound)
@@ -86,7 +95,7 @@ def _dpp(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: 
         top = left.gather(1, there)
         row = (scaled @ scaled.gather(1, there[..., None].expand(-1, -1, scaled.shape[2])).mT)[..., 0]
         past = steps[:, :step]
-        known = (past * past.gather(2, there[..., None].expand(-1, step, 1))).sum(1)
+        known = (past.gather(2, there[..., None].expand(-1, step, 1)).mT @ past)[:, 0]
         explains = ((row - known) / top.sqrt()).where(top > 0, 0)
         steps[:, step] = explains
         rest = left - explains.square()
@@ -95,24 +104,57 @@ def _dpp(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: 
 
 
 def _coverage(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: int, fused: bool) -> Tensor:
-    """Every step looks at all cosines: held when there are few tokens, else computed again a block at a time."""
-    tokens = direction.shape[1]
-    rows = max(1, LIMIT * LIMIT // max(1, tokens) // 16)
-    held = direction @ direction.mT if tokens <= LIMIT else None
-    cover, order = torch.zeros_like(rank), []
-    taken = _open(torch.zeros_like(rank), allowed, sound)
+    """Facility location. Gains are kept, not computed again: a choice takes from them what it covers. That reads only
+    cosines of tokens whose cover rises (about N at the first choice, few later). Exact sums: nothing drifts."""
+    scaled = direction.mT * GRID
+    held = (direction @ scaled).round_() if direction.shape[1] <= LIMIT else None
+
+    def cosines(index: Tensor) -> Tensor:
+        """``[I, R, N]``: of the tokens ``index [I, R]`` to all, in whole 2^-30ths."""
+        if held is not None:
+            return held.gather(1, index[..., None].expand(-1, -1, held.shape[2]))
+        enough = pad(index, (0, max(0, ROWS - index.shape[1])))[..., None].expand(-1, -1, direction.shape[2])
+        return (direction.gather(1, enough) @ scaled).round_()[:, : index.shape[1]]
+
+    cover = torch.zeros_like(rank)
+    gain = _between(cosines, cover, torch.where(allowed, torch.inf, cover))
+    taken = _open(cover, allowed, sound)
+    if held is not None and fused:
+        from vtc.kernels import greedy_diverse_triton as launch
+
+        with device_of(held):
+            return launch.coverage(held, gain, rank, taken, keep)
+    order = []
     for _ in range(keep):
-        gain = torch.zeros_like(rank)
-        for start in range(0, tokens, rows):
-            part = slice(start, start + rows)
-            cosine = held[:, part] if held is not None else direction[:, part] @ direction.mT
-            gain += (cosine - cover[:, part, None]).clamp_(min=0).masked_fill_(~allowed[:, part, None], 0).sum(1)
         order.append(chosen := _best((gain * rank).where(taken == 0, taken)))
         there = chosen.clamp(min=0)
-        row = direction.gather(1, there[..., None].expand(-1, -1, direction.shape[2]))
-        cover = torch.maximum(cover, (direction @ row.mT)[..., 0])
-        taken = taken.scatter(1, there, -torch.inf)
+        risen = torch.maximum(cover, cosines(there)[:, 0]).where(allowed, 0)
+        gain -= _between(cosines, cover, risen)
+        cover, taken = risen, taken.scatter(1, there, -torch.inf)
     return _joined(order, direction)
+
+
+def _between(cosines: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """``[I, N]`` float64: how much of each token's cosine to i lies between ``low_i`` and ``high_i``, summed over i.
+    Only the i with ``low_i < high_i`` are looked at, in small blocks. low, high ``[I, N]``."""
+    total = torch.zeros(low.shape, dtype=torch.float64, device=low.device)
+    rises = low < high
+    count = int(rises.sum(1).max()) if rises.numel() else 0
+    index = rises.int().topk(count, dim=1).indices  # in pictures with fewer, the rest has low = high and adds nothing
+    rows = max(1, BLOCK // max(1, low.numel()))
+    for start in range(0, count, rows):
+        part = index[:, start : start + rows]
+        floor, roof = (bound.gather(1, part)[..., None] for bound in (low, high))
+        block = cosines(part)
+        torch.minimum(torch.maximum(block, floor, out=block), roof, out=block)  # clamp_ is several times slower
+        total += block.sum(1, dtype=torch.float64) - floor.sum(1, dtype=torch.float64)
+    return total
+
+
+def _columns(direction: Tensor) -> Tensor:
+    """The same, stored feature by feature: products with one token then add up in one order. In the usual layout their
+    last bits vary with a token's place, the padding and the number of pictures, and equal tokens do not always tie."""
+    return direction.mT.contiguous().mT
 
 
 def _open(score: Tensor, allowed: Tensor, sound: Tensor) -> Tensor:

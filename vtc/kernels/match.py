@@ -54,14 +54,14 @@ def reference(a: Tensor, b: Tensor, allowed: Tensor, skip_self: bool, rows: int)
         return none, none.to(unit(a[..., :0]).dtype).fill_(-torch.inf)
     rows = rows or max(1, BLOCK // max(1, b.shape[0] * b.shape[1]))
     columns, column = unit(b).mT, torch.arange(b.shape[1], device=b.device)
-    best, index = [], []
+    best = columns.new_empty(a.shape[:2])  # made before the blocks: kept results between freed blocks would split the
+    index = torch.empty_like(best, dtype=torch.int64)  # heap, and each next block grow it (400 MiB at 16,384 tokens)
     for start in range(0, a.shape[1], rows):
-        cosine = unit(a[:, start : start + rows]) @ columns
+        start = max(0, min(start, a.shape[1] - rows))  # a last block of one row would be rounded otherwise
+        part = slice(start, start + rows)
+        cosine = unit(a[:, part]) @ columns
         refused = ~allowed[:, None] | cosine.isnan()
         if skip_self:
-            refused = refused | (torch.arange(start, start + cosine.shape[1], device=column.device)[:, None] == column)
-        top = cosine.masked_fill_(refused, -torch.inf).max(dim=2)
-        best.append(top.values)
-        index.append(top.indices)
-    cosine = torch.cat(best, dim=1)
-    return torch.cat(index, dim=1).masked_fill(cosine == -torch.inf, -1), cosine
+            refused |= torch.arange(start, start + cosine.shape[1], device=column.device)[:, None] == column
+        best[:, part], index[:, part] = cosine.masked_fill_(refused, -torch.inf).max(dim=2)
+    return index.masked_fill_(best == -torch.inf, -1), best

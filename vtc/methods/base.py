@@ -14,11 +14,12 @@ from vtc.tokens import Reduction, VisionTokens
 @dataclass(frozen=True)
 class Stage:
     """One cut. ``layer`` is where it happens: an int is a decoder layer (0 = the decoder's input, before the first
-    layer), a float a fraction of depth. With several stages, stage s keeps ``count * ratio ** power`` tokens, one
-    ``ratio`` for all of them, solved from the budget."""
+    layer), a float a fraction of depth. With several stages, stage s keeps ``factor * count * ratio ** power`` tokens,
+    one ``ratio`` for all of them, solved from the budget."""
 
     layer: int | float = 0
     power: int = 1
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         layer = self.layer

@@ -64,8 +64,9 @@ class PruMerge(Method):
         anchor = reduction.anchor
         near, used = nearest(keys, anchor.clamp(min=0), sound, min(self.neighbours, len(index[0])))
         used &= ((shrinks > 0) & (anchor >= 0) & (anchor != rest))[..., None]
-        by = attention.gather(1, near.flatten(1)).view_as(near).where(used, 0)
-        reduction.added = near.where(used, anchor.clamp(min=0)[..., None]), by
+        by = attention.gather(1, near.flatten(1)).view_as(near)
+        slots = torch.arange(anchor.shape[1], device=anchor.device).expand_as(anchor)[..., None].where(used, -1)
+        reduction.also = tuple(zip(*(t.unbind(2) for t in (near, slots, by)), strict=True))
         return reduction
 
     def order(self, attention: Tensor, tokens: VisionTokens, keep: list[int]) -> Tensor:

@@ -31,7 +31,8 @@ class PruMergePlus(PruMerge):
 
     def order(self, attention: Tensor, tokens: VisionTokens, keep: list[int]) -> Tensor:
         room = [k - (1 < k < n) for k, n in zip(keep, tokens.count, strict=True)]
-        return first(spaced(ranks(attention, tokens), tokens.count, room), attention, tokens)
+        wanted = spaced(ranks(attention, tokens), tokens.count, room) & ~attention.isnan()
+        return first(wanted, attention, tokens)
 
 
 def spaced(rank: Tensor, count: list[int], room: list[int]) -> Tensor:

@@ -20,7 +20,6 @@ from vtc.tokens import Reduction, VisionTokens, cut
 class Scope(Method):
     """Greedy: with c_ij the cosine of features and cover_j the largest c_mj of a chosen m (0 before the first), choose
     the i of largest attention_i ** alpha * sum_j max(0, c_ij - cover_j). A token whose attention is NaN has none.
-    Above 4,096 tokens all cosines are computed again for every choice, which is slow.
 
     SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodel LLMs, arXiv 2510.24214. Departs from the
     paper: features are the projected ones (there, the tower's).

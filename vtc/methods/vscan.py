@@ -23,12 +23,11 @@ class VScan(Method):
     """At the decoder's input half of the kept tokens are local: in each window of ``window`` x ``window`` tokens the
     same number, of largest CLS attention in a shallow tower layer. The others are global, of largest CLS attention in
     the second last layer. Every dropped token joins the kept one of largest cosine, by mean. Before decoder layer
-    ``layer`` those stay that the prompt's last row attends to most there, mean over heads.
+    ``layer`` a third stay, those that the prompt's last row attends to most there, mean over heads.
 
     VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models, arXiv 2505.22654. Departs from
-    the paper: the second stage keeps the square of the first one's share (a third of a third at 128 of 576 tokens, as
-    there; there it is a third of the first's at any budget); windows at the border may be smaller; local tokens that
-    do not fill the windows alike are global ones (there, they are lost).
+    the paper: windows at the border may be smaller; local tokens that do not fill the windows alike are global ones
+    (there, they are lost).
     """
 
     name: ClassVar[str] = "vscan"
@@ -53,7 +52,7 @@ class VScan(Method):
             )
 
     def stages(self) -> tuple[Stage, ...]:
-        return Stage(0), Stage(self.layer, 2)
+        return Stage(0), Stage(self.layer, factor=1 / 3)
 
     def signals(self, stage: int) -> tuple[Signal, ...]:
         return (TextAttention("next"),) if stage else (TowerAttention(5 / 24), TowerAttention(-2))

@@ -1,0 +1,58 @@
+"""Several methods one after the other, under one budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtc.methods import register
+from vtc.methods.base import Method, Stage
+from vtc.methods.divprune import DivPrune
+from vtc.methods.fastv import FastV
+from vtc.signals import Signal
+from vtc.tokens import Reduction, VisionTokens
+
+
+@register("combined")
+@dataclass(frozen=True)
+class Combined(Method):
+    """``methods`` in order of depth, each on what the one before left: ``vtc.patch(model, ["visionzip", "fastv"])``.
+
+    One budget for all: every method shrinks what reaches it by the same ratio, so stage by stage the powers of that
+    ratio add up. ``share`` is on where one of them shares.
+    """
+
+    name: ClassVar[str] = "combined"
+    paper: ClassVar[str] = "any methods of this table"
+
+    methods: tuple[Method, ...] = (DivPrune(), FastV())
+
+    def __post_init__(self) -> None:
+        given = self.methods
+        if not isinstance(given, (tuple, list)) or not given or not all(isinstance(m, Method) for m in given):
+            raise ValueError(f"combined: methods={given!r} are not methods; give them built, in order of depth")
+        object.__setattr__(self, "methods", tuple(given))
+        object.__setattr__(self, "share", self.share or any(m.share for m in given))
+        super().__post_init__()
+
+    def _parts(self) -> list[tuple[Method, int, Stage]]:
+        """(method, its own stage, that stage with powers and factors counted from the picture) for every stage."""
+        parts: list[tuple[Method, int, Stage]] = []
+        for method in self.methods:
+            power, factor = (parts[-1][2].power, parts[-1][2].factor) if parts else (0, 1.0)
+            for n, stage in enumerate(method.stages()):
+                parts.append((method, n, replace(stage, power=power + stage.power, factor=factor * stage.factor)))
+        return parts
+
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(stage for _, _, stage in self._parts())
+
+    def signals(self, stage: int) -> tuple[Signal, ...]:
+        method, own, _ = self._parts()[stage]
+        return method.signals(own)
+
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        method, own, _ = self._parts()[stage]
+        return method.reduce(own, tokens, signals, keep)
