@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals import Signal, TextPivots, TowerGroups, TowerKeys
+from vtc.signals import RaterAttention, Signal, TextPivots, TowerGroups, TowerKeys
 from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
@@ -68,12 +68,13 @@ def without_grid(tokens: VisionTokens) -> VisionTokens:
 
 
 def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal, Tensor]:
-    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys,
-    four states a picture for text pivots."""
+    """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys and what is by
+    head, four states a picture for text pivots."""
     mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
     vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
     pivots = tokens.features[:, :1] * mix.T[:4]
-    made = {TowerKeys: vectors, TowerGroups: vectors[..., 0].round(), TextPivots: pivots}
+    groups = vectors[..., 0].round()
+    made = {TowerKeys: vectors, TowerGroups: groups, RaterAttention: vectors.exp(), TextPivots: pivots}
     return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,6 +90,11 @@ def dropped_rows(engine) -> dict[int, Tensor]:
     return out
 
 
+def cuts_of(engine) -> dict:
+    """The cuts of the last patched forward, by the layer they stand before."""
+    return {index: plan.enter for index, plan in engine.current.plans.items() if plan.enter is not None}
+
+
 def log_sizes(engine) -> dict[int, Tensor]:
     """``[B, N]`` for each decoder layer of the last patched forward: log of the tokens each of its rows stands for."""
     p, out = engine.current, {}
@@ -100,25 +106,24 @@ def log_sizes(engine) -> dict[int, Tensor]:
 
 
 @contextmanager
-def merged_input(model, cut, merging: bool, deepstack: bool | None = None):
-    """The decoder's first layer gets, at each anchor's row, what a plain loop over the slot's tokens makes of them (and
-    with ``deepstack`` what is added after the first layers likewise)."""
+def merged_input(model, cuts: dict, merging: bool, deepstack: bool | None = None):
+    """The decoder layers with a cut get, at each anchor's row, what a plain loop over the slot's tokens makes of them
+    (and with ``deepstack`` what was added to those after the layers before goes by the cuts before likewise)."""
     layers, handles = family_of(model).layers, []
-    added: dict[str, Tensor] = {}
+    out: dict[int, Tensor] = {}
 
-    def first(layer, args, kwargs):
-        return ((merge_by_loop(args[0], cut), *args[1:]), kwargs) if merging else None
+    def enter(index, layer, args, kwargs):
+        states = args[0]
+        if deepstack and index > 0:
+            added = states - out[index - 1]
+            for at, cut in cuts.items():
+                added = merge_by_loop(added, cut) if at < index else added
+            states = out[index - 1] + added
+        return (merge_by_loop(states, cuts[index]) if index in cuts else states, *args[1:]), kwargs
 
-    handles.append(layers[0].register_forward_pre_hook(first, with_kwargs=True))
-    if deepstack and merging:
-        for layer in layers[:-1]:
-            handles.append(layer.register_forward_hook(lambda m, a, out: added.update(out=out)))
-        for layer in layers[1:]:
-
-            def regroup(layer, args, kwargs):
-                return (added["out"] + merge_by_loop(args[0] - added["out"], cut), *args[1:]), kwargs
-
-            handles.append(layer.register_forward_pre_hook(regroup, with_kwargs=True))
+    for index, layer in enumerate(layers if merging else ()):
+        handles.append(layer.register_forward_pre_hook(partial(enter, index), with_kwargs=True))
+        handles.append(layer.register_forward_hook(lambda m, a, o, index=index: out.update({index: o})))
     try:
         yield
     finally:
@@ -134,7 +139,8 @@ def merge_by_loop(states: Tensor, cut) -> Tensor:
                 continue
             members = [n for n in range(tokens.count[i]) if int(r.slot[i, n]) == k]
             rows = [int(tokens.row[i, n]) for n in members]
-            weights = [1 / len(rows) if r.weight is None else float(r.weight[i, n]) for n in members]
+            sizes = tokens.size[i, members].double()
+            weights = (sizes / sizes.sum() if r.weight is None else r.weight[i, members]).tolist()
             for source, slot, weight in r.also:
                 more = [n for n in range(slot.shape[1]) if int(slot[i, n]) == k]
                 rows += [int(tokens.row[i, source[i, n]]) for n in more]

@@ -34,6 +34,7 @@ MERGING = (
     "prumerge",
     "prumerge_plus",
     "prunevid",
+    "sparsevlm",
     "tome",
     "visionzip",
     "vscan",

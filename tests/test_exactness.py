@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, dropped_rows, entering, log_sizes, masked, merged_input
+from tests.reference import before_norm, cuts_of, dropped_rows, entering, log_sizes, masked, merged_input
 from tests.support import KINDS, MERGING, MERGING_TOWER, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
@@ -31,9 +31,9 @@ def test_dropping_equals_masking(family, method, model_of):
     with entering(model) as seen:
         ours = run(model, prompt)
     seen = seen if method in MERGING_TOWER else []
-    cuts, gone, sizes = engine(model).current.cuts, dropped_rows(engine(model)), log_sizes(engine(model))
+    cuts, gone, sizes = cuts_of(engine(model)), dropped_rows(engine(model)), log_sizes(engine(model))
     vtc.unpatch(model)
-    merged = partial(merged_input, model, cuts[0], method in MERGING, deepstack=family == "qwen3_vl")
+    merged = partial(merged_input, model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
     with masked(model, gone, sizes), entering(model, seen), merged():
         want = run(model, prompt)
     kept = ~gone[max(gone)]
@@ -47,7 +47,7 @@ def test_dropping_equals_masking(family, method, model_of):
 def _swap_one(gone: Tensor, cuts) -> Tensor:
     """The same count dropped, but one dropped row is kept instead of one kept vision row."""
     out = gone.clone()
-    vision = cuts[0].tokens.row[0]
+    vision = cuts[min(cuts)].tokens.row[0]
     inside = [int(r) for r in vision if not gone[0, int(r)]]
     outside = [int(r) for r in vision if gone[0, int(r)]]
     out[0, inside[0]], out[0, outside[0]] = True, False
@@ -88,13 +88,13 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
         logits(model, prompt)
     seen = seen if method in MERGING_TOWER else []
     gone, sizes = dropped_rows(engine(model)), log_sizes(engine(model))
-    cut = engine(model).current.cuts[0]
+    cuts = cuts_of(engine(model))
     out = generate(model, prompt, tokens=4, suppress_tokens=list(family_of(model).token_ids.values()))
     vtc.unpatch(model)
     longer = _extended(prompt, out.sequences[:, :-1])
     extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
     gone, sizes = ({i: torch.nn.functional.pad(t, (0, extra)) for i, t in one.items()} for one in (gone, sizes))
-    merged = merged_input(model, cut, method in MERGING, deepstack=family == "qwen3_vl")
+    merged = merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
     with masked(model, gone, sizes), entering(model, seen), merged:
         want = logits(model, longer)[:, -1]
     assert_close("last step", out.logits[-1], want)  # generate() gives float32
@@ -209,14 +209,14 @@ def test_deepstack_features_merge_with_their_group(model_of):
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, "bipartite", budget=0.5)
     ours = run(model, prompt)
-    cut, gone = engine(model).current.cuts[0], dropped_rows(engine(model))
+    cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
     assert engine(model).current.between == 3
     vtc.unpatch(model)
-    with masked(model, gone), merged_input(model, cut, True, deepstack=True):
+    with masked(model, gone), merged_input(model, cuts, True, deepstack=True):
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
-    with masked(model, gone), merged_input(model, cut, True, deepstack=False):
+    with masked(model, gone), merged_input(model, cuts, True, deepstack=False):
         control = run(model, prompt)
     assert (control - ours)[kept].abs().max() > 1e-3
 

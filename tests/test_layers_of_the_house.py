@@ -24,6 +24,7 @@ PARTS = {
         "stages",
         "attend",
         "listener",
+        "raters",
         "state",
         "layout",
         "taps",

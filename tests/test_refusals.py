@@ -113,7 +113,7 @@ def flash(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop", "visionzip"])
+@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop", "sparsevlm", "visionzip"])
 def test_flash_attention_gets_flat_masks_and_keeps_the_same_tokens(method, flash):
     model = zoo.build("llava")
     prompt, padded = zoo.prompt(model, 1), zoo.batch([zoo.prompt(model, n, seed=n) for n in (0, 1, 2)])

@@ -124,7 +124,7 @@ def test_a_manual_loop_without_position_ids(family, method, model_of):
 
 
 @pytest.mark.parametrize("family", ["gemma3", "aya_vision", "cohere2_vision"])
-@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop"])
+@pytest.mark.parametrize("method", ["random", "fastv", "pyramiddrop", "sparsevlm_v2"])
 def test_a_sliding_window_past_the_width_coincidence(family, method, model_of):
     """Trap 3: stored length, mask width and window meet at 16; decode well past that and compare with no cache."""
     model = model_of(family)
@@ -178,7 +178,7 @@ def test_changing_the_attention_implementation_after_patching(model_of):
 def test_right_padding_ranks_by_the_last_real_row(model_of):
     model = model_of("llava")
     prompts = [zoo.prompt(model, 1, seed=1, after=3), zoo.prompt(model, 1, seed=2, after=9)]
-    for method in ("fastv", "pyramiddrop"):
+    for method in ("fastv", "pyramiddrop", "sparsevlm"):
         vtc.patch(model, method, budget=0.5)
         alone = []
         for prompt in prompts:
@@ -212,7 +212,7 @@ def test_prompt_lookup_decoding_gives_the_same_tokens(model_of):
     assert torch.equal(generate(model, prompt, tokens=8, prompt_lookup_num_tokens=3).sequences, want)
 
 
-@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "divprune"])
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm", "divprune"])
 @pytest.mark.parametrize("family", ["llava", "aya_vision", "qwen2_5_vl"])
 def test_words_before_a_picture_in_an_earlier_turn(family, method, model_of):
     """Text first, then a picture on the same cache = both in one prompt: rankings see the cached keys too."""

@@ -7,9 +7,11 @@ import torch
 
 import vtc
 from tests import zoo
-from tests.support import KINDS, MERGING, SOME_PAIRS, engine
+from tests.support import IN_DECODER, KINDS, MERGING, SOME_PAIRS, engine
 from tests.tolerances import assert_close
 from vtc.models import family_of
+
+REPLAYED = ("divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid", "sparsevlm")
 
 
 def loss_of(model, prompt: dict) -> torch.Tensor:
@@ -38,7 +40,7 @@ def test_gradients_are_finite_and_reach_the_tower(family, method, model_of):
     assert grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("method", [*MERGING, "divprune"])
+@pytest.mark.parametrize("method", [*(name for name in MERGING if name not in IN_DECODER), "divprune"])
 def test_every_merged_token_gets_a_gradient(method, model_of):
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
@@ -62,7 +64,7 @@ def test_every_merged_token_gets_a_gradient(method, model_of):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("method", ["divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid"])
+@pytest.mark.parametrize("method", REPLAYED)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
 def test_gradient_checkpointing_gives_the_same_gradient(family, method, reentrant):
     """Trap 8. Kept tokens, loss and gradient must not depend on what is recomputed."""
@@ -77,7 +79,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(family, method, reentran
     assert_close("gradient", got, want)
 
 
-@pytest.mark.parametrize("method", ["divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid"])
+@pytest.mark.parametrize("method", REPLAYED)
 @pytest.mark.parametrize("between", ["nothing", "a picture", "text", "no grad"])
 def test_replayed_layers_belong_to_their_own_forward(method, between):
     """Checkpoint wrappers (FSDP) and older transformers replay a layer's whole call in the backward pass, maybe after

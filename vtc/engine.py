@@ -21,6 +21,7 @@ from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
 from vtc.rows import Columns, gather_positions, restore_rows
+from vtc.signals import RaterAttention
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
@@ -35,6 +36,7 @@ class Engine:
         self.family, self.method, self.budget = family, method, budget
         self.depth = len(family.layers)
         self.stage_at = self._place_stages()
+        self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
         self.listener = Listener(family)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.current: Pass | None = None
@@ -46,7 +48,11 @@ class Engine:
 
     def _place_stages(self) -> dict[int, int]:
         """Decoder layer -> stage."""
-        at = [stage.index(self.depth) for stage in self.method.stages()]
+        at: list[int] = []
+        for stage in self.method.stages():
+            index = stage.index(self.depth)
+            taken = bool(at) and isinstance(stage.layer, float) and index <= at[-1]
+            at.append(at[-1] + 1 if taken else index)  # two fractions can fall on one layer of a shallow decoder
         if sorted(set(at)) != at or at[-1] >= self.depth:
             raise ValueError(
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
@@ -195,6 +201,9 @@ class Engine:
         if not p.opened:
             open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
             p.over = p.over or not self.bypass
+            if p.over and self.rated:
+                with p.clock:
+                    self.listener.hear_input(p, states)
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over:

@@ -1,4 +1,4 @@
-"""Hears what methods want to see: the tower's attention while it runs, one row of a decoder layer's."""
+"""Hears what methods want to see: the tower's attention while it runs, some rows of a decoder layer's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vtc.cache import RowCacheLayer, snapshot
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.kernels.match import unit
+from vtc.kernels.received_attention import BLOCK, received_attention
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
+from vtc.raters import choose_raters, gravity
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
 from vtc.signals import (
     KeyNorm,
+    RaterAttention,
     Signal,
     TextAttention,
     TextPivots,
@@ -25,6 +29,7 @@ from vtc.signals import (
     TowerGroups,
     TowerKeys,
 )
+from vtc.stages import listed
 from vtc.state import Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 from vtc.tokens import top
@@ -82,8 +87,28 @@ class Listener:
             return
         with p.clock:
             row = last_row(p).to(q.device)
-            bias = row_bias(mask, row, q.shape[2], k.shape[2])
+            bias = row_bias(mask, row[:, None], q.shape[2], k.shape[2])[:, 0]
             p.heard[key] = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
+
+    def hear_input(self, p: Pass, states: Tensor) -> None:
+        """The decoder's input, of which each prompt's raters are chosen: ``p.raters``."""
+        rows, valid, _ = text_rows(p)
+        picture, n = listed(p.layout.count, states.device)
+        row = p.layout.row[picture, n]
+        vision = torch.full((p.batch, p.length), -1, device=states.device)
+        vision[p.layout.prompt[picture], row] = row
+        behind = rows > vision.amax(dim=1, keepdim=True)
+        behind = behind if valid is None else behind & valid
+        last = last_row(p).where(~behind.any(dim=1), -1)
+        p.raters = torch.cat([choose_raters(states.detach(), vision, rows, behind), last[:, None]], dim=1)
+
+    def hear_raters(
+        self, p: Pass | None, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float
+    ) -> None:
+        """An attention call of a tapped decoder layer: keep what its raters attend to."""
+        if self._probe is None and p is not None and p.over and (layer, signal) not in p.heard:
+            with p.clock:
+                p.heard[layer, signal] = rater_attention(p, signal, q, k, mask, scale)
 
     def hear_keys(self, p: Pass | None, layer: int, k: Tensor, rows: int) -> None:
         """The keys of a tapped decoder layer, of which the last ``rows`` are this forward's: keep their norms."""
@@ -96,9 +121,7 @@ class Listener:
         """``[B, n]``: of every row before decoder layer ``index``."""
         if index == 0:
             return l1_norm(states)
-        if (index - 1, KeyNorm()) not in p.heard:
-            raise NotReduced(f"the keys of layer {index - 1} were not heard: it did not run through the patch")
-        return p.heard[index - 1, KeyNorm()].to(states.device)
+        return self._heard(p, index - 1, KeyNorm()).to(states.device)
 
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
@@ -134,19 +157,24 @@ class Listener:
             return values
         if isinstance(signal, TextRelevance):
             return text_relevance(p, states, position)
+        if isinstance(signal, RaterAttention):
+            by_head = gather_rows(self._heard(p, index - 1, signal).to(states.device)[p.layout.prompt], position)
+            return by_head.masked_fill(~p.alive.valid[..., None], 0.0)
         if isinstance(signal, TextPivots):
             return text_pivots(p, states, self._key_norms(p, index, states), signal.count)
         if isinstance(signal, KeyNorm):
             scores = self._key_norms(p, index, states)
         elif signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
-        elif (index - 1, signal) in p.heard:
-            scores = p.heard[index - 1, signal]
         else:
-            raise NotReduced(
-                f"{signal} was not heard in layer {index - 1}: its attention did not run through the patch"
-            )
+            scores = self._heard(p, index - 1, signal)
         return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+
+    @staticmethod
+    def _heard(p: Pass, layer: int, signal: Signal) -> Tensor:
+        if (layer, signal) not in p.heard:
+            raise NotReduced(f"{signal} was not heard in layer {layer}: its attention did not run through the patch")
+        return p.heard[layer, signal]
 
     def _rank_next(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Tensor:
         """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention over these and the
@@ -185,13 +213,35 @@ class Listener:
         new = Columns(rows + past, before.valid if before else None, before.log_size if before else None)
         columns = new if held is None else held.columns(new, p.batch, rows.device)
         subset = Subset(mask, rows, columns, p.length, past + p.length, dtype, backend="sdpa")
-        return row_bias(subset, row, rows.shape[1], columns.index.shape[1])
+        return row_bias(subset, row[:, None], rows.shape[1], columns.index.shape[1])[:, 0]
 
 
 def text_rows(p: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
     """The text rows of each prompt ``[B, T]``, which are there (None: all), and where they stand in the states now."""
     rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
     return rows, valid, rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
+
+
+def rater_attention(p: Pass, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> Tensor:
+    """``[B, n, H]``: attention from each prompt's raters to the n rows of this forward, mean over the raters."""
+    batch, n, keys, raters = q.shape[0], q.shape[2], k.shape[2], p.raters.to(q.device)
+    rows, place = torch.arange(n, device=q.device).expand(batch, -1), raters
+    if p.last_cut is not None:
+        rows = p.last_cut.rows.to(q.device)
+        place = torch.searchsorted(rows, raters).clamp(max=n - 1).where(raters >= 0, -1)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    pull = gravity(p.length, q.shape[3], q.device).to(wide) if signal.gravity else None
+    share = (raters >= 0).sum(dim=1)[:, None, None].to(wide).reciprocal()
+    received = torch.zeros((), device=q.device)
+    step = max(1, BLOCK // (batch * keys))
+    for row, at in zip(raters.split(step, dim=1), place.split(step, dim=1), strict=True):
+        weight = share.expand(-1, at.shape[1], keys)
+        if pull is not None:
+            apart = (row.clamp(min=0)[..., None] - rows[:, None]).abs()
+            weight = weight / pad(pull[apart], (keys - n, 0), value=1.0)
+        bias = row_bias(mask, at.clamp(min=0), n, keys)
+        received = received + received_attention(q, k, at, log_size=bias, scale=scale, weights=weight)
+    return received[:, :, keys - n :].transpose(1, 2)
 
 
 def l1_norm(x: Tensor) -> Tensor:
@@ -208,7 +258,7 @@ def text_pivots(p: Pass, states: Tensor, norms: Tensor, count: int) -> Tensor:
     chosen = top(norms.gather(1, place)[p.layout.prompt], [most] * len(behind), behind)
     found = gather_rows(states[p.layout.prompt], place[p.layout.prompt].gather(1, chosen))
     found = found.masked_fill(~behind.gather(1, chosen)[..., None], torch.nan)
-    return torch.nn.functional.pad(found, (0, 0, 0, count - most), value=torch.nan)
+    return pad(found, (0, 0, 0, count - most), value=torch.nan)
 
 
 def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class Subset:
         return zero if columns.log_size is None else columns.log_size
 
     def at(self, row: Tensor) -> Subset:
-        """The one row ``row [B]`` (an index into ``rows``) of each prompt."""
-        return replace(self, rows=self.rows.gather(1, row[:, None]))
+        """The rows ``row [B, R]`` (indices into ``rows``) of each prompt."""
+        return replace(self, rows=self.rows.gather(1, row))
 
     @cached_property
     def unsized(self) -> Tensor | None:

@@ -21,7 +21,7 @@ from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import is_timm
 from vtc.reporting import Report
-from vtc.signals import KeyNorm, TextAttention, TextPivots, TowerAttention, TowerGroups, TowerKeys
+from vtc.signals import KeyNorm, RaterAttention, TextAttention, TextPivots, TowerAttention, TowerGroups, TowerKeys
 from vtc.stages import keeps_of
 from vtc.taps import Mask, tap
 from vtc.tokens import Budget
@@ -132,13 +132,15 @@ class Patch:
 
     def _tap_signals(self) -> None:
         engine, family, ears = self.engine, self.family, self.engine.listener
-        tower, decoder, keys = set(), set(), set()
+        tower, decoder, raters, keys = set(), set(), set(), set()
         for layer, stage in engine.stage_at.items():
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
+                elif isinstance(signal, RaterAttention):
+                    raters.add((layer - 1, signal))
                 elif isinstance(signal, (KeyNorm, TextPivots)) and layer > 0:
                     keys.add(layer - 1)
         for signal in sorted(tower, key=repr):
@@ -148,9 +150,13 @@ class Patch:
         for layer in sorted(decoder):
             module = family.decoder_attention(layer)
             self._undo.append(tap(module, partial(self._hear_decoder, layer)))
-
+        for layer, rated in sorted(raters, key=repr):
+            self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_raters, layer, rated)))
         for layer in sorted(keys):
             self._undo.append(tap(family.decoder_attention(layer), partial(self._hear_keys, layer)))
+
+    def _hear_raters(self, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
+        self.engine.listener.hear_raters(self.engine.current, layer, signal, q, k, mask, scale)
 
     def _hear_keys(self, layer: int, q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         self.engine.listener.hear_keys(self.engine.current, layer, k, q.shape[2])

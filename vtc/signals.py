@@ -64,6 +64,20 @@ class TextRelevance:
 
 
 @dataclass(frozen=True)
+class RaterAttention:
+    """``[I, N, H]``: attention from the prompt's raters to each token in the decoder layer before the stage, as it ran,
+    by head, mean over the raters.
+
+    Raters are the text rows behind the prompt's pictures that get more than these rows' mean in softmax(V T^T), V and T
+    being vision and text rows of the decoder's input (all of them where none gets more than another, and the prompt's
+    last row where there are none). ``gravity``: the attention of each pair of rows is divided by the cosine that rotary
+    positions give them at their distance, whatever they hold.
+    """
+
+    gravity: bool = False
+
+
+@dataclass(frozen=True)
 class KeyNorm:
     """``[I, N]``: L1 norm of each token's key, over all heads, in the decoder layer before the stage, as it ran; at the
     decoder's input, where none has run, of its input embedding."""
@@ -77,4 +91,6 @@ class TextPivots:
     count: int = 4
 
 
-Signal = TowerAttention | TowerKeys | TowerGroups | TextAttention | TextRelevance | KeyNorm | TextPivots
+Signal = (
+    TowerAttention | TowerKeys | TowerGroups | TextAttention | TextRelevance | RaterAttention | KeyNorm | TextPivots
+)

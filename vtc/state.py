@@ -73,6 +73,7 @@ class Pass:
         init=False
     )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
     alive: Alive = field(init=False)
+    raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
     opened: bool = False
     brings: bool = True  # pictures come with it
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vtc.errors import UnsupportedModel
 from vtc.kernels.received_attention import received_attention
 from vtc.masks import Subset
+from vtc.rows import gather_rows
 
 ATTRIBUTE = "_vtc_tap"
 Mask = Tensor | Subset | None
@@ -136,20 +137,23 @@ def row_attention(q: Tensor, k: Tensor, row: Tensor, bias: Tensor | None, scale:
 
 
 def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
-    """``[B, keys]``: what the row ``row[b]`` of ``rows`` adds to its logits, -inf where it sees nothing.
+    """``[B, R, keys]``: what each row of ``row [B, R]``, of ``rows``, adds to its logits, -inf where it sees nothing.
 
     mask is what an attention function gets: None (causal by index, the last query sees the last key), ``[B, keys]`` or
     ``[B or 1, 1, rows, keys]``, bool or additive, or a ``Subset``.
     """
     if isinstance(mask, Subset):
-        one = replace(mask.at(row), backend="sdpa")
-        return row_bias(one.mask, torch.zeros_like(row), 1, keys) if one.seen is None else one.seen.log_size
+        some = replace(mask.at(row), backend="sdpa")
+        if some.seen is None:
+            return row_bias(some.mask, torch.arange(row.shape[1], device=row.device).expand_as(row), row.shape[1], keys)
+        end = keys if some.seen.end is None else some.seen.end[..., None]
+        bias = some.seen.log_size[:, None].expand(-1, row.shape[1], -1)
+        return bias.masked_fill(torch.arange(keys, device=row.device) >= end, -torch.inf)
     if mask is not None and mask.dim() == 4:
-        index = row[:, None, None, None].expand(-1, mask.shape[1], 1, keys)
-        seen = mask.expand(len(row), -1, -1, -1).gather(2, index)[:, 0, 0]
+        seen = gather_rows(mask[:, 0], row)
     else:
-        seen = torch.arange(keys, device=row.device) <= (row + keys - rows)[:, None]
-        seen = seen if mask is None else seen & mask.bool()
+        seen = torch.arange(keys, device=row.device) <= (row + keys - rows)[..., None]
+        seen = seen if mask is None else seen & mask.bool()[:, None]
     if seen.dtype != torch.bool:
         return seen.float()
     return torch.zeros(seen.shape, device=row.device).masked_fill(~seen, -torch.inf)

@@ -70,6 +70,16 @@ def test_every_dtype_sums_wide(dtype):
     assert_close("all that is given", got.sum(-1), torch.full((1, 2), 300.0))
 
 
+def test_a_size_and_a_weight_of_each_pair():
+    """Row by row, the sizes and weights of that row."""
+    shapes = (2, 4, 7, 5), (2, 2, 9, 5), (2, 3, 9), (2, 3, 9)
+    q, k, bias, weight = (draw(*shape, seed=n) for n, shape in enumerate(shapes))
+    rows = torch.tensor([[6, 2, 6], [3, -1, 1]])
+    got = received_attention(q, k, rows, log_size=bias, weights=weight)
+    want = sum(reference(q, k, rows[:, r, None], log_size=bias[:, r]) * weight[:, None, r] for r in range(3))
+    assert_close("received", got, want)
+
+
 def test_a_size_is_as_good_as_copies():
     """A key of size s receives what s copies of it receive together."""
     q, k = draw(1, 2, 4, 5), draw(1, 2, 3, 5, seed=1)

@@ -18,7 +18,7 @@ from vtc.share import share
 METHODS = {name: method() for name, method in registry.items() if not hasattr(method, "build")}
 RANKING = (  # they keep the best by a score or a distance
     *("cdpruner", "dart", "divprune", "fastervlm", "fastv", "hired", "hiprune", "holov", "prumerge"),
-    *("pyramiddrop", "scope", "vscan"),
+    *("pyramiddrop", "scope", "sparsevlm_v2", "vscan"),
 )
 each = pytest.mark.parametrize("name", METHODS)
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,7 +8,16 @@ from rich.table import Table
 
 from vtc.methods import registry
 from vtc.methods.base import Method
-from vtc.signals import KeyNorm, Signal, TextAttention, TextPivots, TextRelevance, TowerAttention, TowerKeys
+from vtc.signals import (
+    KeyNorm,
+    RaterAttention,
+    Signal,
+    TextAttention,
+    TextPivots,
+    TextRelevance,
+    TowerAttention,
+    TowerKeys,
+)
 
 
 def site(method: Method) -> str:
@@ -35,6 +44,8 @@ def sees(signal: Signal) -> str:
             return "key norms (previous layer)"
         case TextPivots():
             return "text states"
+        case RaterAttention():
+            return "rater attention (previous layer)"
     return type(signal).__name__
 
 

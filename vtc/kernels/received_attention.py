@@ -8,6 +8,7 @@ from torch import Tensor
 from vtc.kernels.dispatch import device_of, use_triton
 
 BLOCK = 1 << 22  # attention weights held at a time (16 MiB of float32)
+WIDEST = 256  # head width of the Triton kernel
 
 
 @torch.no_grad()
@@ -33,7 +34,8 @@ def received_attention(
     before ``end`` (default all). allowed ``[B, N_k]`` bool: keys that exist. log_size ``[B, N_k]``: log of how many
     tokens a key stands for. scale: default ``d ** -0.5``. lse ``[B, H, R]``: the log-sum-exp of each listed row, where
     the model's attention kernel gave it (-inf = sees nothing). weights ``[B, R]``: default 1. A row that sees no key
-    gives nothing to any.
+    gives nothing to any. log_size and weights may also be of pairs, ``[B, R, N_k]``; such, and heads wider than
+    ``WIDEST``, run without the Triton kernel.
     """
     heads, width = q.shape[1], q.shape[3]
     if heads % k.shape[1]:
@@ -56,7 +58,8 @@ def _received(
     weights: Tensor | None,
     scale: float,
 ) -> Tensor:
-    if not use_triton(q, k):
+    of_pairs = any(t is not None and t.dim() == 3 for t in (log_size, weights))
+    if of_pairs or q.shape[3] > WIDEST or not use_triton(q, k):
         return reference(q, k, rows, end, allowed, log_size, lse, weights, scale)
     from vtc.kernels import received_attention_triton as kernel
 
@@ -101,7 +104,8 @@ def reference(
         part = slice(start, start + step)
         logits = q[:, :, :, part] @ k  # [B, Hk, H / Hk, step, N_k]
         if log_size is not None:
-            logits = logits + log_size[:, None, None, None].to(dtype)
+            bias = log_size[:, part] if log_size.dim() == 3 else log_size[:, None]
+            logits = logits + bias[:, None, None].to(dtype)
         hidden = _hidden(rows, end, allowed, part, keys, q.device)
         if hidden is not None:
             logits = logits.masked_fill(hidden, -torch.inf)
@@ -113,7 +117,8 @@ def reference(
         if hidden is not None:
             given = given.masked_fill(hidden, 0)  # a row that sees nothing is NaN everywhere, and hidden everywhere
         if weights is not None:
-            given = given * weights[:, None, None, part, None].to(dtype)
+            by = weights[:, part] if weights.dim() == 3 else weights[:, part, None]
+            given = given * by[:, None, None].to(dtype)
         received += given.sum(dim=3).flatten(1, 2)
     return received
 

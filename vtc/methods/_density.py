@@ -16,19 +16,19 @@ from torch import Tensor
 
 BLOCK = 1 << 20  # distances held at a time (8 MiB while they are float64); more where groups are ragged
 EQUAL = 1e-12  # of two squared lengths: a squared distance below is rounding
-NEAREST = 8  # the most neighbours a density can have
+NEAREST = 8  # the most neighbours a density has, if no more are asked for
 
 
 @torch.no_grad()
-def peaks(x: Tensor, group: Tensor, nearest: Tensor | int) -> Tensor:
+def peaks(x: Tensor, group: Tensor, nearest: Tensor | int, most: int = NEAREST) -> Tensor:
     """``[I, N]``: ``rho * delta`` of the tokens ``x [I, N, D]`` in their groups ``[I, N]``, 0 outside of groups; k is
-    ``nearest``, a number or ``[I, N]``."""
+    ``nearest``, a number or ``[I, N]``, no more than ``most``."""
     k = torch.as_tensor(nearest, device=x.device).expand_as(group)
     spread = torch.zeros_like(x[..., 0], dtype=torch.float32)
     for rows, _, distance in pairs(x, group, group):
-        near = distance.topk(min(NEAREST, distance.shape[2]), largest=False).values
-        near = torch.nn.functional.pad(near, (0, NEAREST - near.shape[2]), value=torch.inf)
-        used = (torch.arange(NEAREST, device=x.device) < k.gather(1, rows)[..., None]) & (near < torch.inf)
+        near = distance.topk(min(most, distance.shape[2]), largest=False).values
+        near = torch.nn.functional.pad(near, (0, most - near.shape[2]), value=torch.inf)
+        used = (torch.arange(most, device=x.device) < k.gather(1, rows)[..., None]) & (near < torch.inf)
         spread.scatter_(1, rows, near.square().where(used, 0).sum(dim=2) / used.sum(dim=2))
     place = spread.argsort(dim=1, stable=True).argsort(dim=1)  # 0 = the densest
     delta = torch.zeros_like(spread)

@@ -36,6 +36,21 @@ class Stage:
         return self.layer
 
 
+def depths(name: str, layers: object) -> tuple[int | float, ...]:
+    """The option ``layers`` of a method with several stages; each stage checks its own."""
+    if not isinstance(layers, (tuple, list)) or not layers:
+        raise ValueError(f"{name}: layers={layers!r} is not a tuple of layers; give one like (8, 16, 24)")
+    kinds = {isinstance(layer, float) for layer in layers}
+    for layer in layers:
+        Stage(layer)
+    if len(kinds) > 1 or any(a >= b for a, b in zip(layers, layers[1:], strict=False)):
+        raise ValueError(
+            f"{name}: layers={layers!r} must increase and be all ints or all fractions of depth, like (8, 16, 24) or "
+            "(0.25, 0.5, 0.75)"
+        )
+    return tuple(layers)
+
+
 @dataclass(frozen=True)
 class Method:
     """A reduction method: a frozen dataclass whose fields are its options. It never sees masks, caches or positions.

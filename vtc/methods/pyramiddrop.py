@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.methods import register
-from vtc.methods.base import Method, Stage
+from vtc.methods.base import Method, Stage, depths
 from vtc.signals import Signal, TextAttention
 from vtc.tokens import Reduction, VisionTokens
 
@@ -34,16 +34,8 @@ class PyramidDrop(Method):
     layers: tuple[int | float, ...] = (0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layers, (tuple, list)) or not self.layers:
-            raise ValueError(f"pyramiddrop: layers={self.layers!r} is not a tuple of layers; give one like (8, 16, 24)")
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", depths(self.name, self.layers))
         super().__post_init__()
-        kinds = {isinstance(layer, float) for layer in self.layers}
-        if len(kinds) > 1 or any(a >= b for a, b in zip(self.layers, self.layers[1:], strict=False)):
-            raise ValueError(
-                f"pyramiddrop: layers={self.layers!r} must increase and be all ints or all fractions of depth, "
-                "like (8, 16, 24) or (0.25, 0.5, 0.75)"
-            )
 
     def stages(self) -> tuple[Stage, ...]:
         return tuple(Stage(layer, power) for power, layer in enumerate(self.layers, start=1))
