@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import golden
 from tests.pictures import batch, check, picture, reduce, signals
 from tests.tolerances import assert_same
 from vtc.kernels.merge import merge
@@ -188,3 +189,9 @@ def test_share_is_for_cuts_at_the_input(name):
             cls(share=True)
     with pytest.raises(ValueError, match=r"share=1 is not a bool"):
         cls(share=1)
+
+
+def test_every_golden_file_has_its_method():
+    """Of the authors' outputs on record none is left without a method that is compared with it."""
+    files = {path.stem for path in [*golden.HERE.glob("*.npz"), *golden.SHARED.glob("*.npz")]}
+    assert files and files <= set(registry), f"no method for {sorted(files - set(registry))}"
