@@ -227,11 +227,9 @@ def forget_compiled() -> None:
 
 
 def default_method(model: nn.Module) -> Given:
-    """``adaptive``; without its second cut where recurrent layers cannot skip tokens midway; ``tome`` in plain ViTs."""
-    if is_timm(unwrapped(model)):
-        return "tome"
-    make = registry[DEFAULT_METHOD]
-    return make(layer=None) if family_of(model).hybrid else make()
+    """``adaptive`` with its first cut alone: where a second one belongs differs from model to model, and a wrong place
+    costs more than it brings (docs/adaptive.md); ``vtc.calibrate`` finds it. ``tome`` in plain ViTs."""
+    return "tome" if is_timm(unwrapped(model)) else registry[DEFAULT_METHOD](layer=None)
 
 
 def method_of(method: Given, options: dict[str, Any]) -> Method:

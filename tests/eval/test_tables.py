@@ -53,6 +53,8 @@ def test_figures(summary):
     assert summary["floor"] == pytest.approx((6 + 1) / 9)  # "red" six times of eight, and the one two-hop answer
     assert grid["questions"] == 8 and grid["errors"] == 1 and grid["accuracy"] == pytest.approx(5 / 8)
     assert grid["retention"] == pytest.approx((5 / 8 - 7 / 9) / (8 / 9 - 7 / 9))
+    middle, low, high = grid["change"]  # of the eight both have answered, three fell from 1 to 0
+    assert middle == pytest.approx(-3 / 8) and low < middle < high <= 0
     assert grid["types"]["color"]["accuracy"] == pytest.approx(4 / 7)
     assert grid["groups"]["two-hop"]["questions"] == 1
     assert grid["kv_bytes"] == 5e5 and summary["cells"]["fastv@0.25"] == {"closed": "keeps all 16", "least": 5}
@@ -60,13 +62,13 @@ def test_figures(summary):
 
 def test_markdown(summary):
     page = tables.markdown(summary, MEASURED)
-    assert "| unpatched | all | 88.9 ± 11.1 | 100.0 | 16.0 | 10.00 ± 0.50 | 1 | 2 MB | 4 |" in page
+    assert "| unpatched | all | 88.9 ± 11.1 | - | 100.0 | 16.0 | 10.00 ± 0.50 | 1 | 2 MB | 4 |" in page
     assert "| grid | 25 % | 62.5 ± 18.3 |" in page and "0.80x (slower)" in page and "500 kB" in page
-    assert "| fastv | 25 % | least 5 | - | - | - | - | - | - |" in page
+    assert "| fastv | 25 % | least 5 | - | - | - | - | - | - | - |" in page
     assert "| method | budget | **one-hop** | color | **two-hop** | digit_beside |" in page
     assert "1 answers are missing" in page or "1 answer" in page
     widths = {row.count("|") for row in page.splitlines() if row.startswith("| grid")}
-    assert widths == {10, 7}
+    assert widths == {11, 7}
 
 
 def test_terminal(summary):
@@ -84,7 +86,7 @@ def test_nothing_measured_is_a_dash(summary):
 def test_no_answers_are_no_numbers():
     empty = summarise([], ["unpatched"], {}) | {"settings": SETTINGS}
     page = tables.markdown(empty, {})
-    assert "| unpatched | all | - | - | - | - | - | - | - |" in page and "nan" not in page
+    assert "| unpatched | all | - | - | - | - | - | - | - | - |" in page and "nan" not in page
 
 
 def test_bytes_text():

@@ -10,6 +10,7 @@ from vtc.eval.cells import UNPATCHED
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3294", "#8c510a", "#1b7837", "#b2182b")
 BASELINES = ("random", "grid", "pool")
+MARKERS = "os^vP"  # the next one each time the colours start again
 GREYS = ("#555555", "#888888", "#b0b0b0")
 
 
@@ -33,12 +34,13 @@ def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
     plain = list(dict.fromkeys(family(m) for m in methods))
     colored = [m for m in plain if m not in BASELINES]
     color = {m: COLORS[n % len(COLORS)] for n, m in enumerate(colored)}
+    marker = {m: MARKERS[n // len(COLORS) % len(MARKERS)] for n, m in enumerate(colored)}
     color |= {m: GREYS[BASELINES.index(m)] for m in plain if m in BASELINES}
     return {
         m: {
             "color": color[family(m)],
             "linestyle": "-" if m == family(m) else "--" if "+" in m else ":",
-            "marker": "D" if "+" in m else "o",
+            "marker": "D" if "+" in m else marker.get(family(m), "o"),
             "markerfacecolor": color[family(m)] if m == family(m) else "white",
         }
         for m in methods

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtc.eval.cells import UNPATCHED
-from vtc.eval.metrics import normalise, retention, standard_error
+from vtc.eval.metrics import normalise, paired_change, retention, standard_error
 
 
 @dataclass
@@ -45,10 +45,12 @@ class Cell:
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
     votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
+    scores: dict[str, float] = field(default_factory=dict)  # by question
 
 
 def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, tokens, by type too.
+    """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, paired
+    change, tokens; accuracy by type too.
 
     ``costs``: the deterministic figures that ``measure.cost`` gave for each cell.
     """
@@ -68,6 +70,7 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
         ):
             tally.add(line)
         if "error" not in line:
+            cell.scores[line["id"]] = line["score"]
             cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
     base = cells[UNPATCHED]
     low = floor(base)
@@ -78,6 +81,7 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
             continue
         figures = cell.whole.figures()
         figures["retention"] = retention(figures["accuracy"], base.whole.figures()["accuracy"], low)
+        figures["change"] = paired_change(cell.scores, base.scores)
         figures["types"] = {kind: tally.figures() for kind, tally in sorted(cell.types.items())}
         figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
         out[name] = figures | {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEAD = ["method", "budget", "accuracy %", "retention %", "tokens", "prefill ms", "speed-up", "KV cache", "GFLOPs"]
+HEAD = (
+    *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
+    *("prefill ms", "speed-up", "KV cache", "GFLOPs"),
+)
 
 
 def order_key(budget: int | float | None) -> tuple[int, int | float]:
@@ -34,6 +37,14 @@ def percent(value: float | None, error: float | None = None) -> str:
     return text + (f" ± {100 * error:.1f}" if text != "-" and error is not None and not math.isnan(error) else "")
 
 
+def interval(change: Sequence[float] | None) -> str:
+    """``-0.4 [-1.1, +0.2]`` in percentage points."""
+    if change is None or any(math.isnan(value) for value in change):
+        return "-"
+    middle, low, high = (f"{100 * value:+.1f}" for value in change)
+    return f"{middle} [{low}, {high}]"
+
+
 def bytes_text(value: float) -> str:
     """Bytes in powers of 1,000."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -54,7 +65,7 @@ def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[st
     for name in summary["order"]:
         cell, (method, budget) = summary["cells"][name], split(name)
         if "closed" in cell:
-            rows.append([method, budget, f"least {cell['least']}" if cell["least"] is not None else "n/a"] + ["-"] * 6)
+            rows.append([method, budget, f"least {cell['least']}" if cell["least"] is not None else "n/a"] + ["-"] * 7)
             continue
         timing = measured.get(name, {}).get("timing")
         milliseconds = f"{timing['prefill_ms']:.2f} ± {timing['iqr_ms'] / 2:.2f}" if timing else "-"
@@ -63,6 +74,7 @@ def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[st
                 method,
                 budget,
                 percent(cell["accuracy"], cell["stderr"]),
+                "-" if budget == "all" else interval(cell.get("change")),
                 percent(cell["retention"]),
                 number(cell["tokens"], lambda v: f"{v:.1f}"),
                 milliseconds,
@@ -97,7 +109,8 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     base = cells[summary["order"][0]]
     out = [
         f"{base.get('questions', 0):,} questions a cell of `{settings['benchmark']['name']}` "
-        f"({settings['benchmark']['split']}). Accuracy ± one standard error; retention = (accuracy - floor) / "
+        f"({settings['benchmark']['split']}). Accuracy ± one standard error; change: against the unpatched model, "
+        "question by question, with its 95 % bootstrap interval; retention = (accuracy - floor) / "
         f"(unpatched - floor), floor {percent(summary['floor'])} % (each type's commonest answer). "
         "Tokens: a picture's vision tokens averaged over decoder layers. "
         "KV cache and GFLOPs: one prompt, decoder prefill.",
@@ -127,9 +140,11 @@ def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *notes(summary, measured)]) + "\n"
 
 
-def grid(head: list[str], rows: list[list[str]]) -> str:
+def grid(head: Sequence[str], rows: list[list[str]]) -> str:
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, align, *rows])
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [[*head], align, *rows]
+    )
 
 
 def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
@@ -143,9 +158,7 @@ def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
     for row in main_rows(summary, measured):
         if before and row[0] != before:
             table.add_section()
-        slow = "slower" in row[6]
-        table.add_row(
-            row[0] if row[0] != before else "", *row[1:6], f"[red]{row[6]}[/red]" if slow else row[6], *row[7:]
-        )
+        speedup = f"[red]{row[7]}[/red]" if "slower" in row[7] else row[7]
+        table.add_row(row[0] if row[0] != before else "", *row[1:7], speedup, *row[8:])
         before = row[0]
     return table
