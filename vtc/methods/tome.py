@@ -34,6 +34,7 @@ class ToMe(Method):
 
     name: ClassVar[str] = "tome"
     paper: ClassVar[str] = "Token Merging: Your ViT But Faster, arXiv 2210.09461"
+    variants: ClassVar[str] = "plain ViTs of timm: r tokens merge in each block, whatever the budget"
     trains: ClassVar[bool] = True
 
     r: int | tuple[int | float, ...] | None = None
