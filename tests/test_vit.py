@@ -233,10 +233,12 @@ def test_what_does_not_fit_is_said():
         model(pictures, is_causal=True)
     with pytest.raises(VTCError, match="tokens"):
         vtc.report(model)
+    with pytest.raises(VTCError, match="state_dict"):
+        vtc.save(model, "never written")
     with pytest.raises(VTCError, match="cannot be copied"):
         copy.deepcopy(model)
     handle = model.blocks[1].register_forward_hook(lambda module, args, out: out.clone())
-    with pytest.raises(UnsupportedModel, match="between blocks 1 and 2"):
+    with pytest.raises(UnsupportedModel, match="those that left block 1"):
         model(pictures)
     handle.remove()
     assert run(model, pictures).isfinite().all()
