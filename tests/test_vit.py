@@ -252,3 +252,15 @@ def test_patched_restores_the_outer_patch():
         assert not torch.equal(run(model, pictures), outer)
     assert_same("outer", run(model, pictures), outer)
     vtc.unpatch(model)
+
+
+def test_a_compiled_model_takes_the_patch_and_gives_it_back():
+    model, pictures = build("class")
+    compiled = torch.compile(model, backend="eager")
+    plain = run(compiled, pictures)
+    vtc.patch(compiled, "tome", r=6)
+    want = run(model, pictures)
+    assert_close("patched", run(compiled, pictures), want)
+    assert (want - plain).abs().max() > 1e-3 and patch_of(model) is patch_of(compiled)
+    vtc.unpatch(compiled)
+    assert_close("unpatched", run(compiled, pictures), plain)
