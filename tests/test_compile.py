@@ -12,7 +12,9 @@ from tests.tolerances import assert_close
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "share"), [("divprune", False), ("divprune", True), ("fastv", False)])
+@pytest.mark.parametrize(
+    ("method", "share"), [("divprune", False), ("divprune", True), ("fastv", False), ("tome", True)]
+)
 def test_a_patched_model_compiles(method, share):
     model = zoo.build("llava", layers=3)
     prompt = zoo.prompt(model, 1)

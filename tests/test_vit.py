@@ -233,10 +233,12 @@ def test_what_does_not_fit_is_said():
         model(pictures, is_causal=True)
     with pytest.raises(VTCError, match="tokens"):
         vtc.report(model)
+    with pytest.raises(VTCError, match="state_dict"):
+        vtc.save(model, "never written")
     with pytest.raises(VTCError, match="cannot be copied"):
         copy.deepcopy(model)
     handle = model.blocks[1].register_forward_hook(lambda module, args, out: out.clone())
-    with pytest.raises(UnsupportedModel, match="between blocks 1 and 2"):
+    with pytest.raises(UnsupportedModel, match="those that left block 1"):
         model(pictures)
     handle.remove()
     assert run(model, pictures).isfinite().all()
@@ -250,3 +252,15 @@ def test_patched_restores_the_outer_patch():
         assert not torch.equal(run(model, pictures), outer)
     assert_same("outer", run(model, pictures), outer)
     vtc.unpatch(model)
+
+
+def test_a_compiled_model_takes_the_patch_and_gives_it_back():
+    model, pictures = build("class")
+    compiled = torch.compile(model, backend="eager")
+    plain = run(compiled, pictures)
+    vtc.patch(compiled, "tome", r=6)
+    want = run(model, pictures)
+    assert_close("patched", run(compiled, pictures), want)
+    assert (want - plain).abs().max() > 1e-3 and patch_of(model) is patch_of(compiled)
+    vtc.unpatch(compiled)
+    assert_close("unpatched", run(compiled, pictures), plain)

@@ -36,6 +36,10 @@ def save(model: nn.Module, folder: str | os.PathLike, processor: Any = None) -> 
         raise CheckpointError(
             "this model carries a PEFT adapter; call merge_and_unload() first, or save the adapter apart"
         )
+    if not hasattr(patch.model, "save_pretrained"):
+        raise CheckpointError(
+            f"{type(patch.model).__name__} is no model of transformers; save its state_dict, patch it again when loaded"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)

@@ -50,24 +50,27 @@ class MergingBlock:
             groups, slot = merge_groups(before, keys.mean(dim=1), away, self.prefix)
             values = merge_values(values, slot, before, groups)
         self.left(self.index, groups)
-        return ride(groups.spread(self.block.feed(values)), groups, plan)
+        return ride(groups.spread(self.block.feed(values)), groups, plan, self.index + 1)
 
     def riding(self, states: Tensor) -> tuple[Groups, Plan]:
         """The groups that stand in the ``states [T, n, D]`` entering this block, and the plan they follow."""
-        if not hasattr(states, ATTRIBUTE):
-            if self.index:
-                raise UnsupportedModel(
-                    f"the states between blocks {self.index - 1} and {self.index} were replaced, so which tokens "
-                    "merged is no longer known; take away what replaces them, and run gradient checkpointing with "
-                    "use_reentrant=False"
-                )
-            ride(states, Groups.alone(states), self.start(states))
-        return getattr(states, ATTRIBUTE)
+        index, *riding = getattr(states, ATTRIBUTE, (None,))
+        if index == self.index:
+            return riding[0], riding[1]
+        if self.index:
+            raise UnsupportedModel(
+                f"the states entering block {self.index} are not those that left block {self.index - 1}, so which "
+                "tokens merged is not known; take away what replaces them or skips blocks, and run gradient "
+                "checkpointing with use_reentrant=False"
+            )
+        groups, plan = Groups.alone(states), self.start(states)
+        ride(states, groups, plan, 0)
+        return groups, plan
 
 
-def ride(states: Tensor, groups: Groups, plan: Plan) -> Tensor:
-    """Groups and plan ride on the states they describe: a replay for a gradient then finds its own."""
-    setattr(states, ATTRIBUTE, (groups, plan))
+def ride(states: Tensor, groups: Groups, plan: Plan, index: int) -> Tensor:
+    """Groups and plan ride on the states that enter block ``index``: a replay for a gradient then finds its own."""
+    setattr(states, ATTRIBUTE, (index, groups, plan))
     return states
 
 

@@ -16,6 +16,7 @@ from vtc.signals import (
     TextPivots,
     TextRelevance,
     TowerAttention,
+    TowerGroups,
     TowerKeys,
 )
 
@@ -36,6 +37,8 @@ def sees(signal: Signal) -> str:
             return f"tower attention ({layer(n)})"
         case TowerKeys(layer=n):
             return f"tower keys ({layer(n)})"
+        case TowerGroups():
+            return "merges in the tower"
         case TextAttention(of=of):
             return f"text attention ({of} layer)"
         case TextRelevance():
@@ -73,6 +76,7 @@ def families(method: Method) -> str:
             isinstance(signal, (TowerAttention, TowerKeys)) for signal in seen
         ),
         "learned queries (Aria)": method.gridded,
+        "towers other than CLIP, SigLIP, Janus; pooled patches": any(isinstance(s, TowerGroups) for s in seen),
     }
     missing = [words for words, applies in never.items() if applies]
     return "all but " + ", ".join(missing) if missing else "all"

@@ -13,7 +13,7 @@ from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.signals import Signal
-from vtc.tokens import Reduction, VisionTokens, top
+from vtc.tokens import Reduction, VisionTokens
 
 
 @register("bipartite")
@@ -71,7 +71,8 @@ def bipartite_round(metric: Tensor, count: list[int], away: list[int], prefix: i
     evens, odds = (valid & (index >= prefix))[:, ::2], (valid & (index >= prefix))[:, 1::2]
     r = torch.tensor(away, device=metric.device)[:, None]
     to, cosine = match(metric[:, ::2], metric[:, 1::2], odds)
-    rank = top(cosine, [evens.shape[1]] * len(count), evens).argsort(dim=1)  # of each even token, by its link
+    link = cosine.clamp(min=-2).masked_fill(~evens, -3)  # those without a match (NaN) before those that take no part
+    rank = link.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     leaves = evens & (rank < r)
     stay = (~leaves).cumsum(1) - 1 + prefix // 2 if prefix else rank - r
     odd = valid[:, ::2].sum(1, keepdim=True) - r + index[: metric.shape[1] // 2]

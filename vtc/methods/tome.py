@@ -23,17 +23,22 @@ class ToMe(Method):
     over heads), and the best r links merge, by size-weighted mean. Tokens of size s weigh s in attention (log s is
     added to their logits). Class, distillation and register tokens take no part.
 
+    In a VLM this goes on, evenly, until the budget's groups are left where the tower's last features are read; at the
+    decoder's input each group is one slot, at its first token. Few blocks cannot come down to a small budget: the
+    same matching, of features, then goes on there.
+
     ``r`` (plain ViTs): one number for all blocks; a list, one for each (blocks past its end merge none); or a pair
     ``(r, inflect)``: r on average, from ``r (1 - inflect)`` in the first block to ``r (1 + inflect)`` in the last.
     None: merge evenly until ``budget`` patches are left.
 
     Token Merging: Your ViT But Faster, arXiv 2210.09461. Departs from the paper: after each block every token gets its
     group's value back, so what follows the tower sees the length and order it knows, and an average over tokens
-    weighs groups by size.
+    weighs groups by size; registers are protected as the class token is.
     """
 
     name: ClassVar[str] = "tome"
     paper: ClassVar[str] = "Token Merging: Your ViT But Faster, arXiv 2210.09461"
+    variants: ClassVar[str] = "plain ViTs of timm: r tokens merge in each block, whatever the budget"
     trains: ClassVar[bool] = True
 
     r: int | tuple[int | float, ...] | None = None

@@ -94,7 +94,8 @@ class Generic(Family):
 
     def read_blocks(self, run: TowerRun, blocks: int) -> int:
         for name in ("vision_feature_layer", "vision_feature_layers"):
-            layers = run.arguments.get(name) or getattr(self.base.config, name, None)
+            given = run.arguments.get(name)
+            layers = getattr(self.base.config, name, None) if given is None else given
             if layers is not None:  # of hidden states: 0 and -1 - blocks are the embeddings
                 return max(
                     layer % (blocks + 1) for layer in (layers if isinstance(layers, (list, tuple)) else [layers])
