@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.models import family_of
+from vtc.taps import tap
 
 
 @contextmanager
@@ -148,3 +149,42 @@ def merge_by_loop(states: Tensor, cut) -> Tensor:
             value = sum(w * states[prompt, row] for w, row in zip(weights, rows, strict=True))
             out[prompt, int(tokens.row[i, anchor])] = value
     return out
+
+
+@contextmanager
+def regrouped(model, cuts: dict, merging: bool = True):
+    """The unpatched model whose attention in decoder layer i takes the keys and values ``cuts[i]`` leaves, by a plain
+    loop: the key and value of each token of a slot become their mean and are seen where its anchor is seen, what is in
+    no slot is seen by nobody. Without ``merging`` anchors stay as they are, and what joined them is dropped."""
+    module = family_of(model).decoder_attention
+    undo = [tap(module(i), attend=partial(_attend_groups, cut, merging)) for i, cut in cuts.items()]
+    try:
+        yield
+    finally:
+        for one in undo:
+            one()
+
+
+def _attend_groups(cut, merging: bool, q, k, v, mask, scale, run, **kwargs):
+    n, tokens = k.shape[2], cut.tokens
+    seen = torch.ones(n, n, dtype=torch.bool).tril()[None, None] if mask is None else mask
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    seen = seen.expand(len(k), -1, -1, -1)
+    gone = torch.arange(n).expand(len(k), -1) < cut.rows[:, -1:]  # what came later is all there
+    gone = gone.scatter(1, cut.rows, False)
+    seen, anchors, k, v = seen & ~gone[:, None, None], seen, k.clone(), v.clone()
+    for i, prompt in enumerate(tokens.prompt.tolist()):
+        for slot, anchor in enumerate(cut.reduction.anchor[i, : cut.keep[i]].tolist()):
+            rows = [row for j, row in enumerate(model_rows(tokens, i)) if int(cut.reduction.slot[i, j]) == slot]
+            if merging and len(rows) > 1:
+                at = int(tokens.row[i, anchor])
+                for x in (k, v):
+                    x[prompt, :, rows] = x[prompt, :, rows].mean(dim=1, keepdim=True)
+                seen[prompt, :, :, rows] = anchors[prompt, :, :, at : at + 1]
+    bias = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, torch.finfo(q.dtype).min)
+    return run(q, k, v, bias, **{**kwargs, "scaling": scale})
+
+
+def model_rows(tokens, i: int) -> list[int]:
+    """The rows of picture i's tokens."""
+    return tokens.row[i, : tokens.count[i]].tolist()

@@ -19,6 +19,7 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
+KEYS = tuple(name for name, kind in registry.items() if kind.reduces_keys)  # all rows stay: tests/test_keys.py
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
 # Towers whose tokens cannot merge: blocks, windows or packed pictures become tokens, or their layers are not known.
 UNITS = (
@@ -42,7 +43,7 @@ MERGING = (
 MERGING_TOWER = ("tome",)  # what enters the decoder is not what the unpatched tower makes of the picture
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name in (*IN_DECODER, "adaptive", "combined", "vscan")),
+    *(("qwen3_5", name) for name in (*IN_DECODER, *KEYS, "adaptive", "combined", "vscan")),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
     *((family, "tome") for family in UNITS),

@@ -23,6 +23,7 @@ PARTS = {
         "tower",
         "stages",
         "attend",
+        "keys",
         "listener",
         "raters",
         "state",

@@ -11,7 +11,10 @@ from tests.support import IN_DECODER, KINDS, MERGING, SOME_PAIRS, engine
 from tests.tolerances import assert_close
 from vtc.models import family_of
 
-REPLAYED = ("divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid", "sparsevlm")
+REPLAYED = (
+    *("divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid", "sparsevlm"),
+    *("act", "kvmerge"),
+)
 
 
 def loss_of(model, prompt: dict) -> torch.Tensor:

@@ -13,7 +13,7 @@ from vtc.errors import UnsupportedModel
 from vtc.kernels.augmented import augment
 from vtc.kernels.decode_merged import decode_merged
 from vtc.kernels.merged_attention import in_kernel, merged_attention
-from vtc.masks import Seen, Subset
+from vtc.masks import Seen, Subset, Whole
 
 LONG = 1024  # rows from which two more columns cost less than a mask of rows by keys (docs/performance.md)
 WIDEST = 256  # flash attention takes no wider heads
@@ -27,6 +27,9 @@ def attend(
     q ``[B, H, K, d]``, k and v ``[B, Hk, C, d]``; mask: a ``Subset`` of K rows and C columns, or any mask of ``run``,
     the model's own attention function (q, k, v, mask, ...); ``kwargs``: what the layer told it (dropout, softcap, ...).
     """
+    reduces = isinstance(mask, Whole)
+    if reduces:
+        k, v, mask = mask.reduce(k, v)
     if not isinstance(mask, Subset):
         return run(q, k, v, mask, **kwargs)
     subset = mask
@@ -36,6 +39,11 @@ def attend(
         if q.shape[2] == 1 and not torch.is_grad_enabled():
             return decode_merged(q, k, v, seen.log_size, scale)[0].transpose(1, 2), None
         return merged_attention(q, k, v, seen.log_size, seen.end, scale)[0].transpose(1, 2), None
+    if subset.flash and reduces:
+        raise UnsupportedModel(
+            "flash attention hides keys by their index, and rows whose keys were left out still attend; "
+            'call model.set_attn_implementation("sdpa"), or use a method that drops rows, such as divprune'
+        )
     options = {**kwargs, "scaling": scale}
     if not subset.flash and not (plain and q.shape[2] >= LONG and subset.unsized is None):
         return run(q, k, v, subset.mask, **options)

@@ -84,6 +84,13 @@ class RowCacheLayer(DynamicLayer):
             self._leave(keys.shape[-2] - self.sliding_window + 1)
         return keys, values
 
+    def hold(self, columns: Columns, keys: Tensor, values: Tensor) -> None:
+        """Store these in place of all that is stored: a forward's keys were reduced after ``update`` brought them."""
+        self.kept, self.tail = columns, 0
+        self.keys, self.values = keys, values
+        if self.sliding_window is not None and not self.record_past:
+            self._leave(keys.shape[-2] - self.sliding_window + 1)
+
     def _leave(self, count: int) -> None:
         """Forget the ``count`` oldest rows: at most window - 1 columns are ever looked back at, and rows <= columns."""
         if count <= 0:

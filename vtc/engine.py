@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vtc.cache import cache_bytes, check_cache, held_rows, row_layer, stored
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.keys import KeyReducer
 from vtc.listener import PIXELS, Listener
 from vtc.masks import Subset
 from vtc.methods.base import Method
@@ -38,6 +39,7 @@ class Engine:
         self.stage_at = self._place_stages()
         self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
         self.listener = Listener(family)
+        self.keys = self._key_reducer() if method.reduces_keys else None
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
@@ -58,12 +60,16 @@ class Engine:
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
                 f"lie below {self.depth}"
             )
-        if self.family.hybrid and at != [0]:
+        if self.family.hybrid and (at != [0] or self.method.reduces_keys):
             raise UnsupportedModel(
                 f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
                 "use a method at the decoder's input, such as divprune"
             )
         return {layer: stage for stage, layer in enumerate(at)}
+
+    def _key_reducer(self) -> KeyReducer:
+        (first,) = self.stage_at
+        return KeyReducer(self.method, self.budget, first, self.depth, self.listener)
 
     # ------------------------------------------------------------- before and after the model
 
@@ -137,7 +143,7 @@ class Engine:
         p = self.current
         if p is None or not p.brings:
             return
-        if not p.opened or (p.over and len(p.cuts) < len(self.stage_at)):
+        if not p.opened or (p.over and not self._all_cut(p)):
             raise NotReduced(
                 f"this forward brought pictures and {self.method.name} did not run in its decoder layers; give the "
                 "prompt as input_ids and call the model itself, not a part of it, or vtc.unpatch(model)"
@@ -148,6 +154,11 @@ class Engine:
         held = cache_bytes(cache)
         self._report = None
         self._finish = lambda: summarise(p, self.family, self.method, self.budget, self.stage_at, held)
+
+    def _all_cut(self, p: Pass) -> bool:
+        if self.keys is None:
+            return len(p.cuts) == len(self.stage_at)
+        return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
 
     def report(self) -> Report:
         """The last prefill that brought pictures; raises ``NotReduced`` before there was one."""
@@ -173,6 +184,8 @@ class Engine:
             plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
         p.past_by_layer[index] = held_rows(cache, index)
         p.rows_by_layer[index] = states.shape[1]
+        if self.keys is not None and p.over and index >= self.keys.first:
+            return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
         if plan.rows is None:
             return self._on_all_rows(index, states, forward, args, kwargs)
         states = self._enter(p, plan, states)
@@ -206,7 +219,7 @@ class Engine:
                     self.listener.hear_input(p, states)
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
-        if index in self.stage_at and p.over:
+        if index in self.stage_at and p.over and self.keys is None:
             learned = torch.is_grad_enabled() and hasattr(self.method, "build")
             with p.clock, torch.set_grad_enabled(learned):
                 seen = states if plan.regather is None else regather(states, p, plan.regather)
@@ -265,6 +278,24 @@ class Engine:
             ),
             "position_ids": None,  # gaps would look like packed sequences to flash attention
         }
+
+    def _on_fewer_keys(
+        self,
+        keys: KeyReducer,
+        p: Pass,
+        plan: LayerPlan,
+        index: int,
+        states: Tensor,
+        forward: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer whose rows are all there and whose keys are reduced inside its attention."""
+        layer = row_layer(kwargs.get("past_key_values"), index)
+        mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, self._backend())
+        if layer is not None:
+            layer.expect(None, p.length)
+        return forward(*args, **{**kwargs, "attention_mask": mask})
 
     def _on_all_rows(self, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """A layer that runs on all rows of this forward, over a cache that may hold fewer columns than it reports."""

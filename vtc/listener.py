@@ -121,7 +121,7 @@ class Listener:
         """``[B, n]``: of every row before decoder layer ``index``."""
         if index == 0:
             return l1_norm(states)
-        return self._heard(p, index - 1, KeyNorm()).to(states.device)
+        return self.heard(p, index - 1, KeyNorm()).to(states.device)
 
     def adopt(self, features: dict[str, Any]) -> None:
         """Features computed before this forward: by a run we heard, or else only their lengths are known."""
@@ -158,7 +158,7 @@ class Listener:
         if isinstance(signal, TextRelevance):
             return text_relevance(p, states, position)
         if isinstance(signal, RaterAttention):
-            by_head = gather_rows(self._heard(p, index - 1, signal).to(states.device)[p.layout.prompt], position)
+            by_head = gather_rows(self.heard(p, index - 1, signal).to(states.device)[p.layout.prompt], position)
             return by_head.masked_fill(~p.alive.valid[..., None], 0.0)
         if isinstance(signal, TextPivots):
             return text_pivots(p, states, self._key_norms(p, index, states), signal.count)
@@ -167,11 +167,11 @@ class Listener:
         elif signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         else:
-            scores = self._heard(p, index - 1, signal)
+            scores = self.heard(p, index - 1, signal)
         return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
 
     @staticmethod
-    def _heard(p: Pass, layer: int, signal: Signal) -> Tensor:
+    def heard(p: Pass, layer: int, signal: Signal) -> Tensor:
         if (layer, signal) not in p.heard:
             raise NotReduced(f"{signal} was not heard in layer {layer}: its attention did not run through the patch")
         return p.heard[layer, signal]

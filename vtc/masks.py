@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -134,6 +135,14 @@ class Subset:
         spread = index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
         return mask.gather(3, spread), valid
 
+    @property
+    def sees_something(self) -> Tensor:
+        """``[B, K]`` bool: whether a row sees any column (a flat mask hides only padding, which is no column here)."""
+        flat = self.given is not None and self.given.dim() == 2
+        seen, valid = replace(self, given=None if flat else self.given)._visible()
+        seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+        return (seen if valid is None else seen & valid[:, None, None]).any(dim=-1).all(dim=1)
+
     @cached_property
     def seen(self) -> Seen | None:
         """The same for the fused kernels; None where "the keys before ``end`` that are there" does not say it."""
@@ -155,3 +164,11 @@ class Subset:
         end = (visible * order).amax(dim=2)
         same = visible == (there[:, None] & (order <= end[..., None]))
         return Seen(end.int(), sizes) if bool(same.all()) else None
+
+
+@dataclass(eq=False)
+class Whole(Subset):
+    """All rows and columns of a forward, before attention reduces its keys: ``reduce(k, v)`` gives the keys and values
+    that stay, and the mask they have."""
+
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Subset | Tensor | None]] = field(kw_only=True)

@@ -137,6 +137,8 @@ class Patch:
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
+                elif isinstance(signal, TextAttention) and engine.keys is not None:
+                    decoder |= set(range(layer - (signal.of == "previous"), engine.depth))
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
                 elif isinstance(signal, RaterAttention):
@@ -165,13 +167,16 @@ class Patch:
         self.engine.listener.hear_decoder(self.engine.current, layer, q, k, mask, scale)
 
     def _weigh_keys(self) -> None:
-        """Where keys stand for several tokens, attend for the decoder layers; one without transformers' attention
-        interface (recurrent, or with code of its own) gets a mask."""
+        """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
+        attention interface (recurrent, or with code of its own) gets a mask, and cannot reduce its keys."""
         self.engine.weighs = set()
-        for index in range(len(self.family.layers) if self.method.share else 0):
+        reduces = self.method.reduces_keys
+        for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
                 undo = tap(self.family.decoder_attention(index), attend=attend)
             except UnsupportedModel:
+                if reduces:
+                    raise
                 continue
             self.engine.weighs.add(index)
             self._undo.append(undo)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Picture:
     """One picture of the last prefill.
 
-    ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer; ``grid`` (t, y, x) and ``slot`` of
+    ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer, or their keys where a method reduces
+    keys (``slot`` is then the last layer's); ``grid`` (t, y, x) and ``slot`` of
     each scored token: ``slot[n]`` is the index of the token it was merged into (its own if kept, -1 if dropped).
     """
 
@@ -107,14 +108,16 @@ class Stopwatch:
         return sum(1000 * (b - a) for a, b in self.spans)
 
 
-def decoder_flops(layers: nn.ModuleList, rows: list[int], past: list[int], batch: int, widths: list[int]) -> int:
-    """Multiply-adds x 2 of the decoder layers for ``rows[i]`` rows on ``past[i]`` cached ones; ``widths``: heads x
-    head_dim of each layer's attention."""
+def decoder_flops(
+    layers: nn.ModuleList, rows: list[int], keys: list[int], past: list[int], batch: int, widths: list[int]
+) -> int:
+    """Multiply-adds x 2 of the decoder layers for ``rows[i]`` rows on ``keys[i]`` of their own and ``past[i]`` cached
+    keys; ``widths``: heads x head_dim of each layer's attention."""
     total = 0
-    for layer, n, old, width in zip(layers, rows, past, widths, strict=True):
+    for layer, n, own, old, width in zip(layers, rows, keys, past, widths, strict=True):
         linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
         linear += sum(p.numel() for name, p in layer.named_parameters() if p.dim() == 3 and "expert" in name)
-        total += batch * (2 * linear * n + 4 * width * (n * (n + 1) // 2 + n * old))
+        total += batch * (2 * linear * n + 4 * width * ((n + 1) * own // 2 + n * old))
     return total
 
 
@@ -133,9 +136,9 @@ def summarise(
 ) -> Report:
     """The report of one forward, from what the engine noted."""
     layout, depth = p.layout, len(family.layers)
-    where = (
-        compose([c.reduction.slot for c in p.cuts], [c.reduction.anchor for c in p.cuts]).tolist() if p.cuts else None
-    )
+    by_keys = {layer: plan.keys for layer, plan in sorted(p.plans.items()) if plan.keys is not None}
+    cuts = p.cuts or list(by_keys.values())[-1:]  # of layers that each reduce their keys, the last
+    where = compose([c.reduction.slot for c in cuts], [c.reduction.anchor for c in cuts]).tolist() if cuts else None
     grids = layout.grid.tolist()
     pictures = []
     for i, (count, newlines) in enumerate(zip(layout.count, layout.newlines, strict=True)):
@@ -143,14 +146,16 @@ def summarise(
         by_layer = []
         for layer in range(depth):
             living = p.keeps[i][stage_at[layer]] if layer in stage_at else living
+            living = p.purse.spent[layer][i] if layer in by_keys else living
             by_layer.append(living)
         slot = where[i][:count] if where else list(range(count))
         grid = [tuple(place) for place in grids[i][:count]]
         pictures.append(Picture(layout.prompts[i], count + newlines, by_layer, grid, slot))
     rows = [p.rows_by_layer.get(i, 0) for i in range(depth)]
+    keys = [by_keys[i].rows.shape[1] if i in by_keys else n for i, n in enumerate(rows)]
     past = [p.past_by_layer.get(i, 0) for i in range(depth)]
     config = family.decoder.config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    flops = decoder_flops(family.layers, rows, past, p.batch, [width] * depth)
+    flops = decoder_flops(family.layers, rows, keys, past, p.batch, [width] * depth)
     return Report(method.name, str(budget), pictures, rows, kv_bytes, flops, p.clock.milliseconds())

@@ -52,3 +52,17 @@ def solve(
         middle = (low + high) / 2
         low, high = (middle, high) if average(counts(middle), starts, layers, full) <= allowed + 1e-9 else (low, middle)
     return tuple(counts(low))
+
+
+def keys_to_spend(full: int, budget: Budget, first: int, layers: int) -> int:
+    """How many keys the decoder layers from ``first`` on may hold together of a picture of ``full`` tokens, when the
+    layers before hold them all."""
+    return math.floor(budget.tokens(full) * layers + 1e-9) - first * full
+
+
+def allot(left: int, layers: int, full: int, need: float, usual: float) -> int:
+    """How many of the ``left`` keys the next of ``layers`` layers gets: the even share times its need over the usual
+    one, at most doubled or halved; each layer after it can have 1 to ``full``, and the last spends the rest."""
+    ratio = min(max(need / usual, 0.5), 2.0) if usual > 0 else 1.0
+    wanted = math.floor(left / layers * ratio + 0.5)
+    return min(max(wanted, 1, left - (layers - 1) * full), full, left - (layers - 1))

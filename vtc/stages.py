@@ -86,8 +86,23 @@ def cut_stage(
     hybrid: bool,
 ) -> Cut:
     """Ask the method which of the living tokens go on, and make the rows the next layers run on."""
+    cut, p.alive = make_cut(p, method, stage, [k[stage] for k in p.keeps], tokens, position, signals, hybrid)
+    return cut
+
+
+def make_cut(
+    p: Pass,
+    method: Method,
+    stage: int,
+    totals: list[int],
+    tokens: VisionTokens,
+    position: Tensor,
+    signals: dict[Signal, Tensor],
+    hybrid: bool = False,
+) -> tuple[Cut, Alive]:
+    """The living tokens reduced to ``totals[i]`` a picture, newlines included, and what lives after it."""
     alive = p.alive
-    keep, newline_keep = split_newlines([k[stage] for k in p.keeps], alive.count, alive.newlines)
+    keep, newline_keep = split_newlines(totals, alive.count, alive.newlines)
     if keep == alive.count and newline_keep == alive.newlines:
         reduction = Reduction.keep(every_token(tokens), tokens)
     else:
@@ -95,13 +110,13 @@ def cut_stage(
         if method.share and stage == 0:
             reduction = share(tokens, reduction)
     before = p.last_cut
-    p.alive = survivors(alive, tokens, reduction, keep, newline_keep)
-    rows, valid = rows_of(p.layout, p.alive, hybrid)
+    after = survivors(alive, tokens, reduction, keep, newline_keep)
+    rows, valid = rows_of(p.layout, after, hybrid)
     sized = reduction.merges or (before is not None and before.log_size is not None)
-    log_size = log_sizes(p, rows, tokens.features.dtype) if method.share and sized else None
+    log_size = log_sizes(p, after, rows, tokens.features.dtype) if method.share and sized else None
     inside = rows if before is None else torch.searchsorted(before.rows, rows)
     tokens.features = tokens.features.new_empty(*tokens.features.shape[:2], 0)  # the pass outlives the forward
-    return Cut(tokens, reduction, keep, position, rows, valid, log_size, inside)
+    return Cut(tokens, reduction, keep, position, rows, valid, log_size, inside), after
 
 
 def survivors(
@@ -133,9 +148,9 @@ def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor 
     return choose_rows(kept, layout.spare, count)
 
 
-def log_sizes(p: Pass, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def log_sizes(p: Pass, alive: Alive, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """``[B, K]``: log of how many tokens each row stands for (0 for text), in float32 (float64 for float64 states)."""
-    alive, layout = p.alive, p.layout
+    layout = p.layout
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     sizes = torch.ones(p.batch, p.length, device=rows.device, dtype=exact)
     i, k = listed(alive.count, rows.device)

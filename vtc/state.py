@@ -54,7 +54,17 @@ class LayerPlan:
     enter: Cut | None = None  # a stage stands here
     regather: Cut | None = None  # the states arrive full length again: take the rows of this earlier cut
     rows: Cut | None = None  # the rows the layer runs on (None: all)
+    keys: Cut | None = None  # the rows whose keys its rows see (None: those of ``rows``); cut inside its attention
     restore: bool = False  # full-length states leave the layer
+
+
+@dataclass
+class Purse:
+    """Keys that each picture of a forward may still spend, and what the layers so far said they need."""
+
+    left: list[int]
+    needs: list[list[float]] = field(default_factory=list)  # by layer and picture
+    spent: dict[int, list[int]] = field(default_factory=dict)  # layer -> keys kept of each picture
 
 
 @dataclass
@@ -73,6 +83,7 @@ class Pass:
         init=False
     )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
     alive: Alive = field(init=False)
+    purse: Purse = field(init=False)  # where keys are reduced
     raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
     opened: bool = False
     brings: bool = True  # pictures come with it

@@ -23,6 +23,8 @@ from vtc.signals import (
 
 def site(method: Method) -> str:
     """Where it cuts, in words."""
+    if method.reduces_keys:
+        return f"keys from layer {layer(method.stages()[0].layer)}"
     return ", ".join("decoder input" if s.layer == 0 else f"layer {layer(s.layer)}" for s in method.stages())
 
 
@@ -71,7 +73,7 @@ def families(method: Method) -> str:
     stages = method.stages()
     seen = [signal for n in range(len(stages)) for signal in method.signals(n)]
     never = {
-        "recurrent decoders (Qwen3.5)": any(stage.layer != 0 for stage in stages),
+        "recurrent decoders (Qwen3.5)": method.reduces_keys or any(stage.layer != 0 for stage in stages),
         "towers that show no attention (Aria, GOT-OCR 2, Perception-LM)": any(
             isinstance(signal, (TowerAttention, TowerKeys)) for signal in seen
         ),

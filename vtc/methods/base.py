@@ -55,6 +55,9 @@ def depths(name: str, layers: object) -> tuple[int | float, ...]:
 class Method:
     """A reduction method: a frozen dataclass whose fields are its options. It never sees masks, caches or positions.
 
+    ``reduces_keys``: rows stay, and in every layer from its one stage on the method is asked anew which keys and values
+    go; the features of the tokens it sees are that layer's keys, heads side by side.
+
     ``share=True`` (methods at the decoder's input): each dropped token is assigned to its nearest kept one, merged by
     mean, and a row that stands for s tokens weighs s in every softmax of the decoder layers it lives in.
     """
@@ -64,6 +67,7 @@ class Method:
     variants: ClassVar[str] = ""  # documented variants, e.g. what is used where a tower has no CLS token
     trains: ClassVar[bool] = False  # gradients flow through merged values
     gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
+    reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)
 
@@ -84,6 +88,11 @@ class Method:
     def signals(self, stage: int) -> tuple[Signal, ...]:
         """What ``reduce`` must see at that stage; each is one value (or vector) per token."""
         return ()
+
+    def need(self, tokens: VisionTokens, signals: dict[Signal, Tensor]) -> Tensor:
+        """``[I]``: how many keys each picture needs in this layer, in any unit: layers share the budget by it. Asked
+        of methods that reduce keys."""
+        return tokens.valid.any(dim=1).float()
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
         """Reduce each picture i to exactly ``keep[i] <= tokens.count[i]`` slots.

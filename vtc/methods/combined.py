@@ -33,6 +33,12 @@ class Combined(Method):
         given = self.methods
         if not isinstance(given, (tuple, list)) or not given or not all(isinstance(m, Method) for m in given):
             raise ValueError(f"combined: methods={given!r} are not methods; give them built, in order of depth")
+        keys = [m.name for m in given if m.reduces_keys]
+        if keys:
+            raise ValueError(
+                f"combined: {keys[0]} reduces keys and keeps all rows, the others drop rows; use it alone, or combine "
+                "methods such as divprune and fastv"
+            )
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
         super().__post_init__()
