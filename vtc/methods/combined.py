@@ -12,6 +12,7 @@ from vtc.methods.base import Method, Stage
 from vtc.methods.divprune import DivPrune
 from vtc.methods.fastv import FastV
 from vtc.signals import Signal
+from vtc.spend import EQUAL
 from vtc.tokens import Reduction, VisionTokens
 
 
@@ -33,6 +34,8 @@ class Combined(Method):
         given = self.methods
         if not isinstance(given, (tuple, list)) or not given or not all(isinstance(m, Method) for m in given):
             raise ValueError(f"combined: methods={given!r} are not methods; give them built, in order of depth")
+        if any(m.spend != EQUAL for m in given):
+            raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
         super().__post_init__()
