@@ -166,6 +166,8 @@ def test_need_is_the_effective_rank():
         tokens = torch.eye(8)[torch.arange(24) % rank] * torch.rand(24, 1).add(0.1)
         (need,) = needs(tokens[None], [24])
         assert need == pytest.approx(rank - 1, rel=1e-5, abs=1e-5)
+        wide = torch.nn.functional.pad(tokens, (0, 40))  # fewer tokens than features: the other product
+        assert needs(wide[None], [24]) == pytest.approx([need], abs=1e-5)
         padded = torch.cat([tokens, torch.full((1, 8), float("nan")), torch.randn(5, 8)])
         assert needs(padded[None], [25]) == pytest.approx([need], abs=1e-5)
 

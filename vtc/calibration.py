@@ -68,7 +68,7 @@ def calibrate(
 def calibrate_spend(
     model: nn.Module,
     prompts: Iterable[dict[str, Any]],
-    budget: int | float,
+    budget: int | float | Budget,
     least: float = 0.5,
     most: float = 2.0,
     progress: bool = True,
@@ -85,6 +85,7 @@ def calibrate_spend(
 
     if patch_of(model) is not None:
         raise ValueError("this model is patched, and calibrate_spend counts whole pictures; call vtc.unpatch first")
+    limit = Budget.of(budget).value
     pictures = []
     whole = DivPrune(spend=Spend(budget=1.0, level=1.0, least=1.0))  # measures needs and drops nothing
     with patched(model, whole, budget=1.0):
@@ -94,7 +95,7 @@ def calibrate_spend(
                 pictures += report(model).pictures
     if not pictures:
         raise ValueError("calibrate_spend needs prompts with pictures; give a few dozen, as the processor makes them")
-    return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], budget, least, most)
+    return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], limit, least, most)
 
 
 def spread(depth: int, most: int = 12) -> list[int]:

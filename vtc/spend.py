@@ -5,8 +5,9 @@ The need of a picture is how many directions its token features, as unit vectors
 
 need = 1 / |C|_F^2 - 1,   C = mean over n of z_n z_n^T
 
-It is 0 when all tokens point one way and r - 1 when they point r orthogonal ways alike. It costs one product of D x N
-by N x D, no N x N matrix. Only ratios of needs count, so that a direction all tokens share does no harm.
+It is 0 when all tokens point one way and r - 1 when they point r orthogonal ways alike. It costs about as much as one
+D x D linear layer, and never a matrix of more than D x D. Only ratios of needs count, so that a direction all tokens
+share does no harm.
 """
 
 from __future__ import annotations
@@ -89,24 +90,27 @@ def _need(picture: Tensor) -> Tensor:
     direction = unit(picture)
     sound = direction.isfinite().all(dim=1)
     direction = direction.where(sound[:, None], 0)
-    spread = (direction.mT @ direction / sound.sum().clamp(min=1)).square().sum()
+    tall = direction.shape[0] > direction.shape[1]
+    product = direction.mT @ direction if tall else direction @ direction.mT  # of the same norm; the smaller one
+    spread = (product / sound.sum().clamp(min=1)).square().sum()
     return (1 / spread.clamp(min=1e-12) - 1).clamp(min=0)
 
 
 def settle(
-    needs: Sequence[float], counts: Sequence[int], budget: int | float, least: float = 0.5, most: float = 2.0
+    found: Sequence[float], counts: Sequence[int], budget: int | float, least: float = 0.5, most: float = 2.0
 ) -> Spend:
-    """The ``Spend`` of the lowest level at which pictures of those needs and token counts cost no more than ``budget``
-    in the mean. It lies midway between two levels at which a picture's tokens change, so that no rounding decides."""
+    """The ``Spend`` of the lowest level at which pictures of the needs ``found``, of ``counts`` tokens, cost no more
+    than ``budget`` in the mean. It lies midway between two levels at which a picture's tokens change, so that no
+    rounding decides."""
     fair = mean(Budget(budget).tokens(n) for n in counts)
     edges = sorted(
-        {edge for need, n in zip(needs, counts, strict=True) for edge in _edges(need, n, budget, most)} - {0.0}
+        {edge for need, n in zip(found, counts, strict=True) for edge in _edges(need, n, budget, most)} - {0.0}
     )
     levels = [math.sqrt(a * b) for a, b in pairwise([edges[0] / 2, *edges, edges[-1] * 2] if edges else [1.0, 1.0])]
 
     def tokens(level: float) -> list[int]:
         rule = Spend(budget, level, least, most)
-        return [rule.own(n, need) for n, need in zip(counts, needs, strict=True)]
+        return [rule.own(n, need) for n, need in zip(counts, found, strict=True)]
 
     level = levels[bisect_left(levels, True, key=lambda level: mean(tokens(level)) <= fair)]
     chosen = tokens(level)
