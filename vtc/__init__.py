@@ -17,6 +17,7 @@ _WHERE = {
     "patch_of": "patching",
     "report": "patching",
     "calibrate": "calibration",
+    "calibrate_spend": "calibration",
     "save": "checkpoint",
     "load": "checkpoint",
     "Budget": "tokens",
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vtc import errors as errors
     from vtc import methods as methods
     from vtc.calibration import calibrate as calibrate
+    from vtc.calibration import calibrate_spend as calibrate_spend
     from vtc.checkpoint import load as load
     from vtc.checkpoint import save as save
     from vtc.patching import patch as patch

@@ -1,4 +1,5 @@
-"""Find where in a model's decoder the question decides: the layer and width of ``adaptive``'s second cut."""
+"""What a few example prompts tell of a model: where in its decoder the question decides (the layer and width of
+``adaptive``'s second cut), and how many tokens its pictures need."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import BudgetError
+from vtc.listener import PIXELS
 from vtc.methods.adaptive import Adaptive
+from vtc.methods.divprune import DivPrune
 from vtc.models import family_of
-from vtc.patching import patch_of, patched
+from vtc.patching import patch_of, patched, report
+from vtc.spend import Spend, settle
 from vtc.tokens import Budget
 
 NARROW = (0.5, 0.3, 0.15)
@@ -58,6 +62,40 @@ def calibrate(
                 continue
         distance.append((float(torch.cat([_divergence(*pair) for pair in zip(want, got, strict=True)]).mean()), method))
     return min(distance, key=lambda pair: pair[0])[1]
+
+
+@torch.no_grad()
+def calibrate_spend(
+    model: nn.Module,
+    prompts: Iterable[dict[str, Any]],
+    budget: int | float | Budget,
+    least: float = 0.5,
+    most: float = 2.0,
+    progress: bool = True,
+) -> Spend:
+    """How to spend ``budget`` by need, to hand to ``vtc.patch(model, method, budget, spend=...)`` with any method that
+    cuts at the decoder's input.
+
+    prompts: a few dozen prompts with pictures like those to come, as the processor makes them; their mean meets the
+    budget and never exceeds it (``spread`` of what is returned: least, mean and most tokens). What the questions and
+    the answers are does not matter. least, most: bounds of one picture, as shares of what the budget allows it.
+    Raises ``ValueError`` where the prompts bring no picture, or when the model is patched already.
+    """
+    from tqdm import tqdm
+
+    if patch_of(model) is not None:
+        raise ValueError("this model is patched, and calibrate_spend counts whole pictures; call vtc.unpatch first")
+    limit = Budget.of(budget).value
+    pictures = []
+    whole = DivPrune(spend=Spend(budget=1.0, level=1.0, least=1.0))  # measures needs and drops nothing
+    with patched(model, whole, budget=1.0):
+        for prompt in tqdm(prompts, desc="calibrating", unit="prompt", disable=not progress):
+            if any(prompt.get(name) is not None for name in PIXELS):
+                model(**prompt)
+                pictures += report(model).pictures
+    if not pictures:
+        raise ValueError("calibrate_spend needs prompts with pictures; give a few dozen, as the processor makes them")
+    return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], limit, least, most)
 
 
 def spread(depth: int, most: int = 12) -> list[int]:

@@ -20,6 +20,7 @@ from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.patching import Patch, patch_of
+from vtc.spend import Spend
 from vtc.tokens import Budget
 
 CONFIG = "vtc_config.json"
@@ -99,6 +100,8 @@ def described(method: Method) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Method):
         return described(value)
+    if isinstance(value, Spend):
+        return {k: _plain(v) for k, v in dataclasses.asdict(value).items()}
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
@@ -110,7 +113,9 @@ def method_from(config: dict[str, Any]) -> Method:
 def _built(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_built(v) for v in value)
-    return method_from(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return method_from(value) if "method" in value else Spend(**{k: _built(v) for k, v in value.items()})
+    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
 from vtc.rows import Columns, gather_positions, restore_rows
 from vtc.signals import RaterAttention
+from vtc.spend import Spend
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
@@ -35,6 +36,8 @@ class Engine:
 
     def __init__(self, family: Family, method: Method, budget: Budget):
         self.family, self.method, self.budget = family, method, budget
+        if isinstance(method.spend, Spend):
+            method.spend.agree(budget)
         self.depth = len(family.layers)
         self.stage_at = self._place_stages()
         self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))

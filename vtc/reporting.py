@@ -21,8 +21,9 @@ class Picture:
     """One picture of the last prefill.
 
     ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer, or their keys where a method reduces
-    keys (``slot`` is then the last layer's); ``grid`` (t, y, x) and ``slot`` of
-    each scored token: ``slot[n]`` is the index of the token it was merged into (its own if kept, -1 if dropped).
+    keys (``slot`` is then the last layer's); ``grid`` (t, y, x) and ``slot`` of each scored token: ``slot[n]`` is the
+    index of the token it was merged into (its own if kept, -1 if dropped); ``need``: in how many directions its tokens
+    spread, where the method spends by need.
     """
 
     prompt: int
@@ -30,6 +31,7 @@ class Picture:
     tokens_by_layer: list[int]
     grid: list[tuple[int, int, int]]
     slot: list[int]
+    need: float | None = None
 
     @property
     def average(self) -> float:
@@ -56,10 +58,19 @@ class Report:
         """Layer-averaged vision tokens, mean over the pictures."""
         return sum(p.average for p in self.pictures) / max(len(self.pictures), 1)
 
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Least, mean and most layer-averaged vision tokens of a picture."""
+        each = [p.average for p in self.pictures] or [0.0]
+        return min(each), self.average_tokens, max(each)
+
     def __str__(self) -> str:
         lines = [
             f"{self.method} at {self.budget}: {self.average_tokens:.1f} vision tokens a picture, averaged over layers"
         ]
+        if any(p.need is not None for p in self.pictures):
+            low, _, high = self.spread
+            lines[0] += f", by need from {low:.1f} to {high:.1f}"
         for i, p in enumerate(self.pictures):
             lines.append(f"  picture {i} (prompt {p.prompt}): {p.tokens_in} -> {_runs(p.tokens_by_layer)}")
         lines.append(
@@ -150,7 +161,8 @@ def summarise(
             by_layer.append(living)
         slot = where[i][:count] if where else list(range(count))
         grid = [tuple(place) for place in grids[i][:count]]
-        pictures.append(Picture(layout.prompts[i], count + newlines, by_layer, grid, slot))
+        need = p.needs[i] if p.needs else None
+        pictures.append(Picture(layout.prompts[i], count + newlines, by_layer, grid, slot, need))
     rows = [p.rows_by_layer.get(i, 0) for i in range(depth)]
     keys = [by_keys[i].rows.shape[1] if i in by_keys else n for i, n in enumerate(rows)]
     past = [p.past_by_layer.get(i, 0) for i in range(depth)]

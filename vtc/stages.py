@@ -14,6 +14,7 @@ from vtc.rows import choose_rows, gather_rows
 from vtc.schedule import solve
 from vtc.share import share
 from vtc.signals import Signal
+from vtc.spend import Spend, needs
 from vtc.state import Alive, Cut, Pass
 from vtc.tokens import Budget, Reduction, VisionTokens, sort_padded, top
 
@@ -33,8 +34,6 @@ def open_pass(
     p.opened = True
     p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
-    p.keeps = keeps_of(method, budget, starts, len(family.layers), totals)
-    p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
     p.alive = Alive(
         row=layout.row,
         valid=layout.valid,
@@ -45,6 +44,21 @@ def open_pass(
         newline_grid=layout.newline_grid,
         newlines=layout.newlines,
     )
+    if isinstance(method.spend, Spend):
+        with p.clock:
+            own = budgets_by_need(p, method.spend, totals, states)
+        p.keeps = [keeps_of(method, b, starts, len(family.layers), [n])[0] for b, n in zip(own, totals, strict=True)]
+    else:
+        p.keeps = keeps_of(method, budget, starts, len(family.layers), totals)
+    p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
+
+
+@torch.no_grad()
+def budgets_by_need(p: Pass, spend: Spend, totals: list[int], states: Tensor) -> list[Budget]:
+    """The own budget of each picture, from its features alone."""
+    tokens, _ = living_tokens(p, states)
+    p.needs = needs(tokens.features, tokens.count)
+    return [Budget(spend.own(total, need)) for total, need in zip(totals, p.needs, strict=True)]
 
 
 def keeps_of(

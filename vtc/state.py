@@ -88,6 +88,7 @@ class Pass:
     opened: bool = False
     brings: bool = True  # pictures come with it
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
+    needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need
     over: bool = False  # some picture must shrink
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtc.signals import Signal
+from vtc.signals import Signal, TowerGroups
+from vtc.spend import EQUAL, Spend
 from vtc.tokens import Reduction, VisionTokens
 
 
@@ -60,6 +61,9 @@ class Method:
 
     ``share=True`` (methods at the decoder's input): each dropped token is assigned to its nearest kept one, merged by
     mean, and a row that stands for s tokens weighs s in every softmax of the decoder layers it lives in.
+
+    ``spend`` (the same methods): ``"equal"``, every picture gets the budget, or what ``vtc.calibrate_spend`` returned,
+    a busy picture gets more of it than an easy one.
     """
 
     name: ClassVar[str] = ""
@@ -70,6 +74,7 @@ class Method:
     reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)
+    spend: str | Spend = field(default=EQUAL, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.share, bool):
@@ -79,6 +84,21 @@ class Method:
             raise ValueError(
                 f"{self.name}: share=True needs a stage at the decoder's input, and this method cuts only inside the "
                 "decoder, where handing a cut token's share to its neighbours was measured worse than letting it go"
+            )
+        if self.spend != EQUAL:
+            self._check_spend()
+
+    def _check_spend(self) -> None:
+        if not isinstance(self.spend, Spend):
+            raise ValueError(
+                f"{self.name}: spend={self.spend!r} is not calibrated; find how much a picture needs on a few dozen "
+                "prompts: spend = vtc.calibrate_spend(model, prompts, budget), and give that spend with that budget, "
+                'or "equal"'
+            )
+        if self.stages()[0].layer != 0 or any(isinstance(signal, TowerGroups) for signal in self.signals(0)):
+            raise ValueError(
+                f"{self.name}: spend needs a first cut at the decoder's input, where the need of a picture is known, "
+                'and this method cuts elsewhere; leave it at "equal", or use a method such as divprune'
             )
 
     def stages(self) -> tuple[Stage, ...]:

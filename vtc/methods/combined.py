@@ -12,6 +12,7 @@ from vtc.methods.base import Method, Stage
 from vtc.methods.divprune import DivPrune
 from vtc.methods.fastv import FastV
 from vtc.signals import Signal
+from vtc.spend import EQUAL
 from vtc.tokens import Reduction, VisionTokens
 
 
@@ -39,6 +40,8 @@ class Combined(Method):
                 f"combined: {keys[0]} reduces keys and keeps all rows, the others drop rows; use it alone, or combine "
                 "methods such as divprune and fastv"
             )
+        if any(m.spend != EQUAL for m in given):
+            raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
         super().__post_init__()
