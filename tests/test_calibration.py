@@ -70,3 +70,17 @@ def test_candidates_span_two_thirds_of_the_depth(depth):
 def test_bad_options(option):
     with pytest.raises(ValueError, match="adaptive: .*give"):
         Adaptive(**option)
+
+
+@pytest.mark.slow
+def test_on_the_testbed_it_finds_the_layer_that_the_ablation_found():
+    """docs/adaptive.md: on the dev seeds layer 3 is the one, far ahead of its neighbours."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from vtc.eval import scenes
+
+    path = scenes.checkpoint_path()
+    model, processor = AutoModelForImageTextToText.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    asked = scenes.samples("dev", 24, seed=5)
+    prompts = [dict(processor(images=s.image, text=s.prompt, return_tensors="pt")) for s in asked]
+    assert vtc.calibrate(model, prompts, layers=range(1, 6), narrow=(0.3,), progress=False).layer == 3

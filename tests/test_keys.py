@@ -114,7 +114,8 @@ def test_layers_differ_and_spend_the_budget_to_the_last_key(method):
     logits(model, zoo.prompt(model, 2))
     for picture in vtc.report(model).pictures:
         assert sum(picture.tokens_by_layer) == 12 * 8
-        assert picture.tokens_by_layer[3] < min(picture.tokens_by_layer[:3])
+        *before, here = picture.tokens_by_layer[:4]
+        assert here < min(before) if method == "act" else here > max(before)
 
 
 @each
@@ -172,3 +173,12 @@ def test_allotments_add_up(needs, full):
             given.append(allot(left, 4 - layer, full, need, sum(needs[: layer + 1]) / (layer + 1)))
             left -= given[-1]
         assert left == 0 and all(1 <= n <= full for n in given)
+
+
+def test_what_reduces_keys_is_not_combined_with_what_drops_rows():
+    with pytest.raises(ValueError, match="act reduces keys"):
+        vtc.methods.Combined(methods=(vtc.methods.Act(), vtc.methods.FastV()))
+    with pytest.raises(ValueError, match="an int from 1"):
+        vtc.methods.Act(of="previous")
+    with pytest.raises(ValueError, match="'own' or 'previous'"):
+        vtc.methods.Act(of="last", layer=1)
