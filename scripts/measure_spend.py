@@ -20,6 +20,7 @@ from vtc.eval.cells import build, parse_budgets, parse_specs
 from vtc.eval.generate import Answerer
 from vtc.eval.load import load
 from vtc.methods.base import Method
+from vtc.spend import POWER
 
 
 def crowded(split: str, count: int) -> Iterable[Sample]:
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=900, help="questions a cell")
     parser.add_argument("--calibration", type=int, default=900, help="train prompts to calibrate on")
     parser.add_argument("--mixed", action="store_true", help="half of the pictures are crowded")
+    parser.add_argument("--power", type=float, default=POWER, help="of the need, in (0, 1]")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, processor = load(str(scenes.checkpoint_path()), "float32", "cpu", "sdpa")
@@ -70,7 +72,7 @@ def main() -> None:
     print("| method | budget | equal % | by need % | difference | tokens by need |")
     print("|---|---:|---:|---:|---:|---|")
     for budget in parse_budgets(options.budgets):
-        spend = vtc.calibrate_spend(model, examples, budget, progress=False)
+        spend = vtc.calibrate_spend(model, examples, budget, power=options.power, progress=False)
         for spec in parse_specs(options.methods):
             method = build(spec)
             plain, equal = run(answerer, method, budget, batches)

@@ -15,7 +15,7 @@ from vtc.methods.adaptive import Adaptive
 from vtc.methods.divprune import DivPrune
 from vtc.models import family_of
 from vtc.patching import patch_of, patched, report
-from vtc.spend import Spend, settle
+from vtc.spend import POWER, Spend, settle
 from vtc.tokens import Budget
 
 NARROW = (0.5, 0.3, 0.15)
@@ -71,6 +71,7 @@ def calibrate_spend(
     budget: int | float | Budget,
     least: float = 0.5,
     most: float = 2.0,
+    power: float = POWER,
     progress: bool = True,
 ) -> Spend:
     """How to spend ``budget`` by need, to hand to ``vtc.patch(model, method, budget, spend=...)`` with any method that
@@ -78,7 +79,8 @@ def calibrate_spend(
 
     prompts: a few dozen prompts with pictures like those to come, as the processor makes them; their mean meets the
     budget and never exceeds it (``spread`` of what is returned: least, mean and most tokens). What the questions and
-    the answers are does not matter. least, most: bounds of one picture, as shares of what the budget allows it.
+    the answers are does not matter. least, most: bounds of one picture, as shares of what the budget allows it;
+    power in (0, 1]: a picture's tokens grow with its need to that power.
     Raises ``ValueError`` where the prompts bring no picture, or when the model is patched already.
     """
     from tqdm import tqdm
@@ -95,7 +97,7 @@ def calibrate_spend(
                 pictures += report(model).pictures
     if not pictures:
         raise ValueError("calibrate_spend needs prompts with pictures; give a few dozen, as the processor makes them")
-    return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], limit, least, most)
+    return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], limit, least, most, power)
 
 
 def spread(depth: int, most: int = 12) -> list[int]:

@@ -25,22 +25,25 @@ from torch import Tensor
 from vtc.kernels.match import unit
 from vtc.tokens import Budget
 
+POWER = 1 / 3  # in proportion (1), easy pictures starve at small budgets: measured in docs/spend.md
 EQUAL = "equal"  # every picture gets the budget
 
 
 @dataclass(frozen=True)
 class Spend:
-    """How much of ``budget`` one picture gets: its fair tokens times ``need / level``, from ``least`` to ``most`` times
-    the fair tokens, in whole tokens averaged over the decoder layers. ``vtc.calibrate_spend`` finds ``level``.
+    """How much of ``budget`` one picture gets: its fair tokens times ``(need / level) ** power``, from ``least`` to
+    ``most`` times the fair tokens, in whole tokens averaged over the decoder layers.
 
-    level: the need of a picture that gets just its fair tokens. spread: least, mean and most tokens of the pictures it
-    was calibrated on. A picture's tokens depend on that picture and on these numbers, on nothing else.
+    level: the need of a picture that gets just its fair tokens; ``vtc.calibrate_spend`` finds it. power: in (0, 1], how
+    much needs count. spread: least, mean and most tokens of the pictures it was calibrated on. A picture's tokens
+    depend on that picture and on these numbers, on nothing else.
     """
 
     budget: int | float
     level: float
     least: float = 0.5
     most: float = 2.0
+    power: float = POWER
     spread: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +52,7 @@ class Spend:
             ("level", self.level, 0, math.inf),
             ("least", self.least, 0, 1),
             ("most", self.most, 1, math.inf),
+            ("power", self.power, 0, 1),
         ):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not low <= value <= high or not 0 < value < math.inf:
@@ -58,7 +62,7 @@ class Spend:
         """Layer-averaged tokens of a picture of ``count`` tokens with that ``need``."""
         fair = Budget(self.budget).tokens(count)
         low, high = self.bounds(count)
-        return min(high, max(low, math.floor(fair * need / self.level)))
+        return min(high, max(low, math.floor(fair * (need / self.level) ** self.power)))
 
     def bounds(self, count: int) -> tuple[int, int]:
         """The fewest and the most tokens a picture of ``count`` tokens may get: 1 to ``count`` at the widest."""
@@ -97,27 +101,32 @@ def _need(picture: Tensor) -> Tensor:
 
 
 def settle(
-    found: Sequence[float], counts: Sequence[int], budget: int | float, least: float = 0.5, most: float = 2.0
+    found: Sequence[float],
+    counts: Sequence[int],
+    budget: int | float,
+    least: float = 0.5,
+    most: float = 2.0,
+    power: float = POWER,
 ) -> Spend:
     """The ``Spend`` of the lowest level at which pictures of the needs ``found``, of ``counts`` tokens, cost no more
     than ``budget`` in the mean. It lies midway between two levels at which a picture's tokens change, so that no
     rounding decides."""
     fair = mean(Budget(budget).tokens(n) for n in counts)
     edges = sorted(
-        {edge for need, n in zip(found, counts, strict=True) for edge in _edges(need, n, budget, most)} - {0.0}
+        {edge for need, n in zip(found, counts, strict=True) for edge in _edges(need, n, budget, most, power)} - {0.0}
     )
     levels = [math.sqrt(a * b) for a, b in pairwise([edges[0] / 2, *edges, edges[-1] * 2] if edges else [1.0, 1.0])]
 
     def tokens(level: float) -> list[int]:
-        rule = Spend(budget, level, least, most)
+        rule = Spend(budget, level, least, most, power)
         return [rule.own(n, need) for n, need in zip(counts, found, strict=True)]
 
     level = levels[bisect_left(levels, True, key=lambda level: mean(tokens(level)) <= fair)]
     chosen = tokens(level)
-    return Spend(budget, level, least, most, (float(min(chosen)), float(mean(chosen)), float(max(chosen))))
+    return Spend(budget, level, least, most, power, (float(min(chosen)), float(mean(chosen)), float(max(chosen))))
 
 
-def _edges(need: float, count: int, budget: int | float, most: float) -> list[float]:
+def _edges(need: float, count: int, budget: int | float, most: float, power: float) -> list[float]:
     """The levels at which a picture's tokens change by one."""
     fair = Budget(budget).tokens(count)
-    return [need * fair / tokens for tokens in range(1, math.floor(most * fair) + 1)]
+    return [need * (fair / tokens) ** (1 / power) for tokens in range(1, math.floor(most * fair) + 1)]
