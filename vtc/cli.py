@@ -36,7 +36,7 @@ def root() -> None:
 
     First steps:
 
-    * `vtc demo`: every method on the built-in testbed: a table, a plot, pictures (minutes on a CPU)
+    * `vtc demo`: a dozen methods on the built-in testbed: a table, a plot, pictures (minutes on a CPU)
 
     * `vtc methods`: what there is to choose from
 
@@ -165,9 +165,7 @@ def evaluate(
 def demo(
     output: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
     questions: Annotated[int, typer.Option(min=9, help="Questions a cell.")] = 207,
-    methods: Annotated[
-        str, typer.Option(help="As in vtc eval; empty: every method and the variants worth seeing.")
-    ] = "",
+    methods: Annotated[str, typer.Option(help="As in vtc eval; empty: a dozen worth seeing.")] = "",
     budgets: Annotated[str, typer.Option(help="As in vtc eval.")] = "0.5,0.25,0.125,0.0625",
     debug: Debug = False,
 ) -> None:
