@@ -7,7 +7,7 @@ import torch
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, dropped_rows, masked, merged_input
+from tests.reference import before_norm, cuts_of, dropped_rows, masked, merged_input
 from tests.support import engine, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
@@ -68,12 +68,12 @@ def test_a_token_merged_into_several_slots_counts_in_each(family, model_of):
     vtc.patch(model, vtc.methods.FastVID(segments=1, alike=0, stride=1, context=0.8), budget=0.4)
     with before_norm(model) as ours:
         logits(model, prompt)
-    cut, gone = engine(model).current.cuts[0], dropped_rows(engine(model))
-    assert cut.reduction.also
+    cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
+    assert cuts[0].reduction.also
     vtc.unpatch(model)
     with (
         masked(model, gone),
-        merged_input(model, cut, True, deepstack=family == "qwen3_vl"),
+        merged_input(model, cuts, True, deepstack=family == "qwen3_vl"),
         before_norm(model) as want,
     ):
         logits(model, prompt)
