@@ -148,17 +148,18 @@ def grid(head: Sequence[str], rows: list[list[str]]) -> str:
 
 
 def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
-    """The main table for a terminal, a line between methods."""
+    """The main table for a terminal, a line between methods; retention and GFLOPs are left to the file, for width."""
     from rich.table import Table
 
+    shown = [n for n, title in enumerate(HEAD) if title not in ("retention %", "GFLOPs")]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for n, title in enumerate(HEAD):
-        table.add_column(title, justify="left" if n == 0 else "right", no_wrap=n != 0)
+    for n in shown:
+        table.add_column(HEAD[n], justify="left" if n == 0 else "right", no_wrap=n != 0, overflow="fold")
     before = ""
     for row in main_rows(summary, measured):
         if before and row[0] != before:
             table.add_section()
-        speedup = f"[red]{row[7]}[/red]" if "slower" in row[7] else row[7]
-        table.add_row(row[0] if row[0] != before else "", *row[1:7], speedup, *row[8:])
+        cells = [row[n] if n or row[0] != before else "" for n in shown]
+        table.add_row(*(f"[red]{cell}[/red]" if "slower" in cell else cell for cell in cells))
         before = row[0]
     return table
