@@ -168,3 +168,13 @@ def test_refusals(change, message):
     given = {"x": draw(1, 5, 3), "keep": 2, "kind": "maxmin", "allowed": torch.ones(1, 5, dtype=torch.bool)}
     with pytest.raises(ValueError, match=message):
         greedy_diverse(**(given | change))
+
+
+def test_two_that_are_each_others_nearest_tie():
+    """The two loneliest tokens may be each other's nearest: then the lower index is first, wherever products round."""
+    from vtc.kernels.greedy_diverse import _mutual
+
+    nearest, cosine = torch.tensor([[1, 0, 1, -1]]), torch.tensor([[0.5, 0.5 + 1e-7, 0.4, -1.0]])
+    got = _mutual(nearest, cosine)
+    assert got[0, 0] == got[0, 1] == cosine[0, 1]
+    assert got[0, 2:].tolist() == cosine[0, 2:].tolist()

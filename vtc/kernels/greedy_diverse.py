@@ -59,8 +59,8 @@ def _(x, allowed, quality, keep, kind):
 
 
 def _maxmin(direction: Tensor, allowed: Tensor, sound: Tensor, keep: int, fused: bool) -> Tensor:
-    _, cosine = match(direction, direction, allowed, skip_self=True)
-    first = _open(1 - cosine, allowed, sound)  # alone in its picture: +inf
+    nearest, cosine = match(direction, direction, allowed, skip_self=True)
+    first = _open(1 - _mutual(nearest, cosine), allowed, sound)  # alone in its picture: +inf
     away = _open(torch.full_like(first, torch.inf), allowed, sound)
     direction = _columns(direction)
     if fused:
@@ -75,6 +75,14 @@ def _maxmin(direction: Tensor, allowed: Tensor, sound: Tensor, keep: int, fused:
         row = direction.gather(1, there[..., None].expand(-1, -1, direction.shape[2]))
         away = torch.fmin(away, 1 - (direction @ row.mT)[..., 0]).scatter_(1, there, -torch.inf)
     return _joined(order, direction)
+
+
+def _mutual(nearest: Tensor, cosine: Tensor) -> Tensor:
+    """``cosine [I, N]`` with one number for both of a pair that are each other's ``nearest [I, N]``: a product's last
+    bits depend on where it is computed, and would break their tie differently in every batch."""
+    other = nearest.clamp(min=0)
+    pair = (nearest.gather(1, other) == torch.arange(nearest.shape[1], device=nearest.device)) & (nearest >= 0)
+    return torch.where(pair, torch.maximum(cosine, cosine.gather(1, other)), cosine)
 
 
 def _dpp(direction: Tensor, allowed: Tensor, sound: Tensor, rank: Tensor, keep: int, fused: bool) -> Tensor:
