@@ -41,6 +41,7 @@ def test_recurrent_decoders_get_no_second_cut():
 def test_the_default_is_adaptive_and_is_saved_with_the_model(tmp_path):
     model = vtc.patch(zoo.build("llava"))
     assert vtc.patch_of(model).method == Adaptive(layer=None)
+    assert vtc.patch_of(vtc.patch(model, layer=2)).method == Adaptive(layer=2), "options go to the default, too"
     vtc.patch(model, Adaptive(layer=2, narrow=0.5), budget=0.3)
     vtc.save(model, tmp_path)
     assert vtc.patch_of(vtc.load(tmp_path)).method == Adaptive(layer=2, narrow=0.5)

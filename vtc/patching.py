@@ -231,10 +231,10 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
-def default_method(model: nn.Module) -> Given:
+def default_method(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """``adaptive`` with its first cut alone: where a second one belongs differs from model to model, and a wrong place
     costs more than it brings (docs/adaptive.md); ``vtc.calibrate`` finds it. ``tome`` in plain ViTs."""
-    return "tome" if is_timm(unwrapped(model)) else registry[DEFAULT_METHOD](layer=None)
+    return ("tome", {}) if is_timm(unwrapped(model)) else (DEFAULT_METHOD, {"layer": None})
 
 
 def method_of(method: Given, options: dict[str, Any]) -> Method:
@@ -280,8 +280,10 @@ def patch(
     ``UnknownName``; the model is unchanged after an error.
     """
     kind = patch_kind(model)
-    given = default_method(model) if method is None else method
-    chosen, limit = method_of(given, options), Budget.of(budget)
+    if method is None:
+        method, defaults = default_method(model)
+        options = {**defaults, **options}
+    chosen, limit = method_of(method, options), Budget.of(budget)
     new, older = kind(model, chosen, limit), patch_of(model)
     unpatch(model)
     try:
