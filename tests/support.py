@@ -26,24 +26,12 @@ UNITS = (
     *("llava_pixtral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "idefics3", "smolvlm"),
     *("gemma3", "mistral3", "aya_vision", "cohere2_vision", "ovis2", "perception_lm", "got_ocr2", "aria"),
 )
-MERGING = (
-    "adaptive",
-    "bipartite",
-    "fastvid",
-    "holitom",
-    "pool",
-    "prumerge",
-    "prumerge_plus",
-    "prunevid",
-    "sparsevlm",
-    "tome",
-    "visionzip",
-    "vscan",
-)
+MERGING = tuple(name for name, kind in registry.items() if (kind.trains or kind().share) and not kind.reduces_keys)
 MERGING_TOWER = ("tome",)  # what enters the decoder is not what the unpatched tower makes of the picture
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name in (*IN_DECODER, *KEYS, "adaptive", "combined", "vscan")),
+    *(("qwen3_5", name) for name, kind in registry.items() if any(s.layer != 0 for s in kind().stages())),
+    *(("qwen3_5", name) for name in KEYS),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
     *((family, "tome") for family in UNITS),
