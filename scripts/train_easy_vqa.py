@@ -25,13 +25,14 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vtc.eval.scenes.train.export import export
-from vtc.eval.scenes.train.export import processor as scenes_processor
-from vtc.eval.scenes.train.model import WIDTH, autocast, build, parameter_count, tower_features
+from vtc.eval.scenes.train.export import export, tokenizer
+from vtc.eval.scenes.train.llava import Llava
+from vtc.eval.scenes.train.model import WIDTH, autocast, parameter_count
 from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
 from vtc.eval.scenes.train.stage1 import shuffled
 from vtc.eval.scenes.vocabulary import BOS, EOS, IMAGE, PAD, SPECIAL
 
+KIND = Llava()
 SIZE, TOKENS = 64, 64
 PREFIX = [BOS, SPECIAL.index("USER:"), *[IMAGE] * TOKENS]
 SHAPES = ("circle", "rectangle", "triangle")
@@ -50,7 +51,7 @@ def traits(question: str, answer: str) -> dict[int, int]:
 
 def make_processor(words: list[str]) -> LlavaProcessor:
     """That of the scenes for pictures of 64 x 64, which become 64 placeholders, and for these words."""
-    processor = scenes_processor()
+    processor = KIND.processor(tokenizer())
     processor.image_processor.size = processor.image_processor.crop_size = {"height": SIZE, "width": SIZE}
     tokens = processor.tokenizer.backend_tokenizer
     tokens.model = models.WordLevel({w: n for n, w in enumerate((*SPECIAL, *words))}, unk_token="<unk>")
@@ -104,7 +105,7 @@ class Student(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.pixels, self.traits, self.questions, self.processor = load(folder)
-        config = build().config
+        config = KIND.build().config
         config.image_seq_length, config.vision_config.image_size, config.vision_config.num_hidden_layers = TOKENS, 64, 4
         config.text_config.vocab_size = len(self.processor.tokenizer)
         self.model = LlavaForConditionalGeneration(config)
@@ -121,7 +122,7 @@ class Student(nn.Module):
     def tower(self, index: np.ndarray, pixels: np.ndarray, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Loss and hits of shape and colour, read off the CLS token and off the mean patch."""
         with autocast():
-            hidden, pooled = tower_features(self.model, torch.from_numpy(pixels))
+            hidden, pooled = KIND.states(self.model, torch.from_numpy(pixels))
         (loss, hits), (more, _) = self.told(0, pooled, index), self.told(1, hidden[:, 1:].mean(1), index)
         return loss + more, hits
 
@@ -132,7 +133,7 @@ class Student(nn.Module):
         ids, mask, positions, answers = pack(asked, 10**6 if rng is None else ROOM)
         with autocast():
             with torch.no_grad():
-                features = tower_features(self.model, torch.from_numpy(pixels))[0][:, 1:]
+                features = KIND.features(self.model, torch.from_numpy(pixels))
             words, seen = self.model.get_input_embeddings()(ids), self.model.model.multi_modal_projector(features)
             rows = torch.cat([words[:, :2], seen.to(words.dtype), words[:, len(PREFIX) :]], 1)
             inputs = {"inputs_embeds": rows, "attention_mask": mask, "position_ids": positions}
@@ -180,7 +181,7 @@ def train(student: Student, minutes: float, out: Path) -> None:
         hits.clear()
         if part == "decoder" and right >= at["best"]:
             at["best"], fresh = right, out.with_name(out.name + ".best")
-            export(student.model, fresh)
+            export(KIND, student.model, fresh)
             student.processor.save_pretrained(fresh)
             shutil.rmtree(out, ignore_errors=True)
             fresh.replace(out)

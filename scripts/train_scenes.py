@@ -1,6 +1,7 @@
-"""Trains the checkpoint that ships with vtc.eval.scenes: draws the pictures, trains, exports, measures.
+"""Trains the checkpoints that ship with vtc.eval.scenes: draws the pictures, trains, exports, measures.
 
 OMP_NUM_THREADS=2 python scripts/train_scenes.py --minutes 90          # everything, from nothing
+OMP_NUM_THREADS=2 python scripts/train_scenes.py --kind qwen           # a second kind of model, to check on
 python scripts/train_scenes.py --resume                                # goes on after a stop
 python scripts/train_scenes.py --measure                               # accuracy on the test seeds
 python scripts/train_scenes.py --after-layer 2                         # the price of a cut inside the decoder
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("llava", "qwen"), default="llava", help="of model (default llava)")
     parser.add_argument("--minutes", type=float, default=90, help="wall-clock budget of both stages (default 90)")
     parser.add_argument("--tower-share", type=float, default=0.2, help="share of it for the tower (default 0.2)")
     parser.add_argument("--pictures", type=int, default=40_000, help="training pictures of each stage")
@@ -34,24 +36,26 @@ def train(args: argparse.Namespace, out: Path) -> None:
     """Both stages, then the export."""
     import torch
 
-    from vtc.eval.scenes.train.model import build, parameter_count
+    from vtc.eval.scenes.train.model import architectures, parameter_count
     from vtc.eval.scenes.train.pictures import prepare
     from vtc.eval.scenes.train.stage1 import train_tower
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model = build()
-    print(f"model {parameter_count(model):.3f}M parameters, tower {parameter_count(model.model.vision_tower):.3f}M")
+    kind = architectures()[args.kind]
+    model = kind.build()
+    print(f"{kind.name} {parameter_count(model):.3f}M parameters, tower {parameter_count(kind.tower(model)):.3f}M")
     pictures = prepare(args.work / "tower", 0, args.pictures)
     print(f"{len(pictures)} pictures for the tower")
     tower_minutes = args.minutes * args.tower_share
-    train_tower(model, pictures, tower_minutes, args.work / "tower.pt", args.resume)
+    train_tower(kind, model, pictures, tower_minutes, args.work / f"{kind.name}-tower.pt", args.resume)
 
     from vtc.eval.scenes.train.stage2 import train_decoder
 
     pictures = prepare(args.work / "decoder", args.pictures, args.pictures)
     print(f"{len(pictures)} pictures for the decoder")
-    train_decoder(model, pictures, args.minutes - tower_minutes, args.work / "decoder.pt", args.resume, out)
+    state = args.work / f"{kind.name}-decoder.pt"
+    train_decoder(kind, model, pictures, args.minutes - tower_minutes, state, args.resume, out)
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def main() -> None:
     from vtc.eval.scenes import checkpoint_path
 
     args = arguments()
-    out = args.out or checkpoint_path()
+    out = args.out or checkpoint_path(args.kind)
     only_measure = args.measure or args.after_layer is not None
     if not only_measure:
         train(args, out)

@@ -227,10 +227,10 @@ def test_demo_needs_no_options(monkeypatch, tmp_path):
     """The whole demo, small: the testbed's questions, an untrained model of its shape."""
     pytest.importorskip("matplotlib")
     from vtc.eval import scenes
-    from vtc.eval.scenes.train import export, model
+    from vtc.eval.scenes.train import export, llava
 
-    export.export(model.build(), tmp_path / "checkpoint")
-    monkeypatch.setattr(scenes, "checkpoint_path", lambda: tmp_path / "checkpoint")
+    export.export(llava.Llava(), llava.Llava().build(), tmp_path / "checkpoint")
+    monkeypatch.setattr(scenes, "checkpoint_path", lambda kind="llava": tmp_path / "checkpoint")
     monkeypatch.setattr(cli.sys, "argv", ["vtc", "demo"])
     result = call("demo", "--output", tmp_path / "out", "--questions", 9, "--methods", "random", "--budgets", "0.0625")
     assert result.exit_code == 0, result.output

@@ -30,6 +30,6 @@ __all__ = [
 ]
 
 
-def checkpoint_path() -> Path:
-    """The folder of the trained model: an argument for `from_pretrained`."""
-    return Path(__file__).parent / "checkpoint"
+def checkpoint_path(kind: str = "llava") -> Path:
+    """The folder of a trained model, `llava` or `qwen`: an argument for `from_pretrained`."""
+    return Path(__file__).parent / ("checkpoint" if kind == "llava" else f"checkpoint_{kind}")

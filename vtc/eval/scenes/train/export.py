@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..draw import PATCH, SIZE
 from ..vocabulary import BOS, EOS, IDS, PAD
+from .model import Architecture
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
@@ -33,35 +32,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="<pad>",
         padding_side="left",
-        additional_special_tokens=["<image>"],
+        extra_special_tokens={"image_token": "<image>"},
         model_max_length=512,
-    )
-
-
-def processor() -> LlavaProcessor:
-    """Pillow image processor and tokenizer; a picture becomes 196 placeholders."""
-    pictures = CLIPImageProcessorPil(
-        do_resize=True,
-        size={"height": SIZE, "width": SIZE},
-        do_center_crop=False,
-        crop_size={"height": SIZE, "width": SIZE},
-        do_normalize=True,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-        do_convert_rgb=True,
-    )
-    return LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=tokenizer(),
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def export(model: LlavaForConditionalGeneration, out: Path) -> None:
+def export(kind: Architecture, model: PreTrainedModel, out: Path) -> None:
     """Writes the folder beside the old one, then takes its place."""
     logging.disable_progress_bar()
     fresh, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
@@ -71,7 +48,7 @@ def export(model: LlavaForConditionalGeneration, out: Path) -> None:
     settings = half.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.bos_token_id = EOS, PAD, BOS
     half.save_pretrained(fresh)
-    processor().save_pretrained(fresh)
+    kind.processor(tokenizer()).save_pretrained(fresh)
     for file in fresh.iterdir():
         file.chmod(0o644)
     shutil.rmtree(old, ignore_errors=True)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..ask import ONE_HOP, TWO_HOP, TYPES
 from ..sample import Sample, samples
-from ..vocabulary import IDS, IMAGE, PAD, VOCABULARY, encode
-from .model import TOKENS, normalise
-from .pack import PREFIX
+from ..vocabulary import IMAGE, VOCABULARY
+from .model import TOKENS
 
 BATCH = 50
 
@@ -24,13 +23,10 @@ def _parts(items: list[Sample]) -> Iterator[list[Sample]]:
         yield items[start : start + BATCH]
 
 
-def _inputs(items: list[Sample]) -> dict[str, Tensor]:
-    """Left-padded prompts and pictures; the same tensors as the processor's."""
-    rows = [[*PREFIX, *encode(s.question), IDS["ASSISTANT:"]] for s in items]
-    length = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (length - len(r)) + r for r in rows])
-    pixels = torch.from_numpy(np.stack([np.asarray(s.image) for s in items]))
-    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": normalise(pixels)}
+def _inputs(processor: ProcessorMixin, items: list[Sample]) -> BatchFeature:
+    """Left-padded prompts and pictures."""
+    images, texts = [s.image for s in items], [s.prompt for s in items]
+    return processor(images=images, text=texts, padding=True, return_tensors="pt")
 
 
 def by_type(items: Iterable[Sample], answers: Iterable[str]) -> dict[str, float]:
@@ -43,11 +39,11 @@ def by_type(items: Iterable[Sample], answers: Iterable[str]) -> dict[str, float]
 
 
 @torch.no_grad()
-def accuracy(model: LlavaForConditionalGeneration, items: list[Sample]) -> dict[str, float]:
+def accuracy(model: PreTrainedModel, processor: ProcessorMixin, items: list[Sample]) -> dict[str, float]:
     """Of the first answer word, one question a row."""
     answers: list[str] = []
     for part in _parts(items):
-        logits = model(**_inputs(part), use_cache=False, logits_to_keep=1).logits[:, -1]
+        logits = model(**_inputs(processor, part), use_cache=False, logits_to_keep=1).logits[:, -1]
         answers += [VOCABULARY[i] for i in logits.argmax(-1).tolist()]
     return by_type(items, answers)
 
@@ -61,9 +57,7 @@ def _generated(folder: Path) -> Callable[[list[Sample]], list[str]]:
     def answer(items: list[Sample]) -> list[str]:
         texts: list[str] = []
         for part in _parts(items):
-            inputs = processor(
-                images=[s.image for s in part], text=[s.prompt for s in part], padding=True, return_tensors="pt"
-            )
+            inputs = _inputs(processor, part)
             ids = model.generate(**inputs, max_new_tokens=3, do_sample=False)[:, inputs["input_ids"].shape[1] :]
             texts += [t.strip() for t in processor.batch_decode(ids, skip_special_tokens=True)]
         return texts
@@ -91,7 +85,7 @@ def measure(folder: Path, count: int) -> None:
 class RandomCut:
     """From decoder layer K on, all but a few vision tokens of each prompt are hidden, at random."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, layer: int, keep: int) -> None:
+    def __init__(self, model: PreTrainedModel, layer: int, keep: int) -> None:
         self.keep, self.hidden = keep, torch.empty(0, dtype=torch.bool)
         self.generator = torch.Generator().manual_seed(0)
         layers = model.model.language_model.layers[layer:]
@@ -117,13 +111,13 @@ class RandomCut:
 def measure_cuts(folder: Path, layer: int, count: int, shares: tuple[float, ...] = (0.06, 0.25)) -> None:
     """Prints what random cuts after a decoder layer cost: later layers matter where they cost much."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    items = list(samples("test", count))
-    _print("NO CUT", items, accuracy(model, items))
+    processor, items = AutoProcessor.from_pretrained(folder), list(samples("test", count))
+    _print("NO CUT", items, accuracy(model, processor, items))
     for share in shares:
         keep, answers = round(share * TOKENS), []
         cut = RandomCut(model, layer, keep)
         for part in _parts(items):
-            inputs = _inputs(part)
+            inputs = _inputs(processor, part)
             cut.choose(inputs["input_ids"])
             logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
             answers += [VOCABULARY[i] for i in logits.argmax(-1).tolist()]

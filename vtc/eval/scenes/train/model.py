@@ -1,54 +1,67 @@
-"""The model: a small but genuine LLaVA, and the heads that only training sees."""
+"""What one training needs to know of the model it trains; each kind of model is one file beside this."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..draw import PATCH, SIZE
-from ..vocabulary import BOS, EOS, IMAGE, PAD, VOCABULARY
-from .labels import COLOR_NAMES, KINDS, PICTURE_LABELS
+from .labels import COLOR_NAMES, GRID, KINDS, PICTURE_LABELS
 
 WIDTH = 128
-TOWER_LAYERS, DECODER_LAYERS = 5, 8
-TOKENS = (SIZE // PATCH) ** 2
+DECODER_LAYERS = 8
+TOKENS = GRID**2
+START = 2
+"""Row of the first vision token of every prompt."""
 
 
-def build() -> LlavaForConditionalGeneration:
-    """CLIP tower 5 x 128, two-layer projector, Llama 8 x 128; untrained."""
-    tower = CLIPVisionConfig(
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=TOWER_LAYERS,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        projection_dim=WIDTH,
-        hidden_act="gelu_pytorch_tanh",
-    )
-    decoder = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=DECODER_LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    config = LlavaConfig(
-        vision_config=tower,
-        text_config=decoder,
-        image_token_index=IMAGE,
-        image_seq_length=TOKENS,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=False,
-    )
-    return LlavaForConditionalGeneration(config)
+class Architecture(ABC):
+    """A kind of model that turns a picture into 196 vision tokens of width 128."""
+
+    name: ClassVar[str]
+    placed: ClassVar[bool] = True
+    """Whether the tower can know where in the picture a patch is: not from rotations, which only tell distances."""
+
+    @abstractmethod
+    def build(self) -> PreTrainedModel:
+        """The model, untrained."""
+
+    @abstractmethod
+    def tower(self, model: Any) -> nn.Module:
+        """What stage 1 trains, and what is frozen in stage 2 but for the projector."""
+
+    @abstractmethod
+    def projector(self, model: Any) -> nn.Module:
+        """What stands between the tower and the decoder."""
+
+    @abstractmethod
+    def features(self, model: Any, pixels: Tensor) -> Tensor:
+        """uint8 [I, H, W, 3] -> what the projector reads, [I, 196, F]."""
+
+    @abstractmethod
+    def project(self, model: Any, features: Tensor) -> Tensor:
+        """[I, 196, F] -> vision tokens [I, 196, WIDTH]."""
+
+    @abstractmethod
+    def described(self, model: Any, pixels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What stage 1 labels: states of the patches [I, 196, WIDTH], and states of whole pictures [I, WIDTH]."""
+
+    @abstractmethod
+    def positions(self, order: Tensor) -> Tensor:
+        """Rows' places in their own prompt, [B, L] -> the position ids the decoder gets for them."""
+
+    @abstractmethod
+    def processor(self, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+        """What a user loads beside the model."""
+
+
+def architectures() -> dict[str, Architecture]:
+    """Every kind of model that can be trained, by name."""
+    from .llava import Llava
+    from .qwen import Qwen
+
+    return {kind.name: kind() for kind in (Llava, Qwen)}
 
 
 class TowerHeads(nn.Module):
@@ -66,12 +79,6 @@ class TowerHeads(nn.Module):
 def normalise(pixels: Tensor) -> Tensor:
     """uint8 [I, H, W, 3] -> float [I, 3, H, W] in [-1, 1], as the image processor does."""
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
-
-
-def tower_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states of tower layer -2 (CLS first) and the pooled CLS of the last layer."""
-    out = model.model.vision_tower(pixel_values=normalise(pixels), output_hidden_states=True)
-    return out.hidden_states[-2], out.pooler_output
 
 
 def parameter_count(module: nn.Module) -> float:

@@ -14,8 +14,6 @@ from .model import TOKENS
 
 PREFIX = (BOS, IDS["USER:"], *([IMAGE] * TOKENS))
 """What every prompt starts with."""
-START = 2
-"""Row of the first vision token."""
 LENGTH = 352
 """Every row is as long, so that the compiled layers see one shape; a question that does not fit is left out."""
 PIXELS = SIZE / 2

@@ -1,4 +1,4 @@
-"""Stage 1: the vision tower alone, on labels per patch and, through its CLS token, labels per picture."""
+"""Stage 1: the vision tower alone, on labels per patch and, through its CLS token or mean, labels per picture."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from .labels import DECOY, KINDS
-from .model import TowerHeads, autocast, tower_features
+from .model import Architecture, TowerHeads, autocast
 from .optimise import Clock, Optimisers, rate_factor, save
 from .pictures import Pictures
 
@@ -38,9 +38,10 @@ def _decoy_loss(features: Tensor, kind: Tensor) -> Tensor:
     return F.relu(1.5 - norm[kind == DECOY] / objects).mean()
 
 
-def _losses(heads: TowerHeads, hidden: Tensor, pooled: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One term for each kind of label."""
-    patches, cls = hidden[:, 1:], hidden[:, 0]
+def _losses(
+    heads: TowerHeads, patches: Tensor, pictures: tuple[Tensor, ...], target: dict[str, Tensor], placed: bool
+) -> dict[str, Tensor]:
+    """One term for each kind of label; a second state of the whole picture counts half."""
     kind, color = target["kind"].long(), target["color"].long()
     item, present = color >= 0, target["present"].float()
     middle = heads.middle(patches)[..., 0]
@@ -48,52 +49,53 @@ def _losses(heads: TowerHeads, hidden: Tensor, pooled: Tensor, target: dict[str,
         "kind": 1.5 * F.cross_entropy(heads.kind(patches).flatten(0, 1), kind.flatten(), weight=KIND_WEIGHTS),
         "color": F.cross_entropy(heads.color(patches[item]), color[item]),
         "middle": F.binary_cross_entropy_with_logits(middle, target["middle"].float(), pos_weight=RARE),
-        "place": 2 * (heads.place(patches)[item] - target["place"].float()[item]).abs().mean(),
-        "present": F.binary_cross_entropy_with_logits(heads.present(pooled), present, pos_weight=RARE)
-        + 0.5 * F.binary_cross_entropy_with_logits(heads.present(cls), present, pos_weight=RARE),
+        "place": 2 * placed * (heads.place(patches)[item] - target["place"].float()[item]).abs().mean(),
+        "present": sum(
+            F.binary_cross_entropy_with_logits(heads.present(state.float()), present, pos_weight=RARE) / 2**n
+            for n, state in enumerate(pictures)
+        ),
         "decoy": 0.2 * _decoy_loss(patches, kind),
     }
 
 
-def _right(heads: TowerHeads, hidden: Tensor, kind: Tensor) -> str:
+def _right(heads: TowerHeads, patches: Tensor, kind: Tensor) -> str:
     """Share of patches whose kind is recognised: shapes, digits, words."""
     with torch.no_grad():
-        hit = heads.kind(hidden[:, 1:]).argmax(-1) == kind
+        hit = heads.kind(patches).argmax(-1) == kind
     groups = {"shape": (1, 6), "digit": (7, 16), "word": (17, 26)}
     return " ".join(f"{n} {hit[(kind >= a) & (kind <= b)].float().mean():.3f}" for n, (a, b) in groups.items())
 
 
 def train_tower(
-    model: LlavaForConditionalGeneration, pictures: Pictures, minutes: float, path: Path, resume: bool
+    kind: Architecture, model: PreTrainedModel, pictures: Pictures, minutes: float, path: Path, resume: bool
 ) -> None:
     """Trains the tower in place for so many minutes; `path` holds the state between runs."""
-    heads, step, spent = TowerHeads(), 0, 0.0
-    optimisers = Optimisers([model.model.vision_tower], [heads])
+    heads, step, spent, tower = TowerHeads(), 0, 0.0, kind.tower(model)
+    optimisers = Optimisers([tower], [heads])
     if resume and path.exists():
         state = torch.load(path)
-        model.model.vision_tower.load_state_dict(state["tower"])
+        tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
         optimisers.restore(state["optimisers"])
         step, spent = state["step"], state["spent"]
     clock, batches, saved = Clock(minutes, spent), shuffled(len(pictures), BATCH, seed=step), spent
 
     def keep() -> None:
-        tower = model.model.vision_tower.state_dict()
-        state = {"tower": tower, "heads": heads.state_dict(), "optimisers": optimisers.state()}
+        state = {"tower": tower.state_dict(), "heads": heads.state_dict(), "optimisers": optimisers.state()}
         save(path, state | {"step": step, "spent": clock.spent})
 
     while clock.fraction < 1:
         index = next(batches)
         target = {n: torch.from_numpy(v[index]) for n, v in vars(pictures.labels).items()}
         with autocast():
-            hidden, pooled = tower_features(model, torch.from_numpy(pictures.pixels[index]))
-        losses = _losses(heads, hidden.float(), pooled.float(), target)
+            patches, whole = kind.described(model, torch.from_numpy(pictures.pixels[index]))
+        losses = _losses(heads, patches.float(), whole, target, kind.placed)
         torch.stack(list(losses.values())).sum().backward()
         optimisers.step(rate_factor(step, clock.fraction, HOLD))
         step += 1
         if step % 100 == 0 or step in (5, 20):
             terms = " ".join(f"{n} {v.item():.3f}" for n, v in losses.items())
-            print(f"tower step {step} {clock.spent:.0f}s {terms} | {_right(heads, hidden.float(), target['kind'])}")
+            print(f"tower step {step} {clock.spent:.0f}s {terms} | {_right(heads, patches.float(), target['kind'])}")
         if clock.spent > saved + 180:
             keep()
             saved = clock.spent

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from ..ask import TYPES
 from ..sample import samples
 from .export import export
 from .measure import accuracy
-from .model import TOKENS, WIDTH, autocast, parameter_count, tower_features
+from .model import START, TOKENS, WIDTH, Architecture, autocast, parameter_count
 from .optimise import Clock, Optimisers, rate_factor, save
-from .pack import PIXELS, START, Batch, pack
+from .pack import PIXELS, Batch, pack
 from .pictures import Pictures
 
 BATCH = 16
@@ -48,16 +48,18 @@ class DecoderHeads(nn.Module):
 class FeatureStore:
     """The frozen tower's features, computed when first needed."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, pictures: Pictures) -> None:
-        self.model, self.pictures = model, pictures
-        self.features = torch.empty(len(pictures), TOKENS, WIDTH, dtype=torch.bfloat16)
+    def __init__(self, kind: Architecture, model: PreTrainedModel, pictures: Pictures) -> None:
+        self.kind, self.model, self.pictures = kind, model, pictures
+        with torch.no_grad():
+            width = kind.features(model, torch.from_numpy(pictures.pixels[:1])).shape[-1]
+        self.features = torch.empty(len(pictures), TOKENS, width, dtype=torch.bfloat16)
         self.known = np.zeros(len(pictures), bool)
 
     def __getitem__(self, index: np.ndarray) -> Tensor:
         if len(missing := index[~self.known[index]]):
             with torch.no_grad(), autocast():
-                hidden, _ = tower_features(self.model, torch.from_numpy(self.pictures.pixels[missing]))
-            self.features[missing] = hidden[:, 1:].bfloat16()
+                found = self.kind.features(self.model, torch.from_numpy(self.pictures.pixels[missing]))
+            self.features[missing] = found.bfloat16()
             self.known[missing] = True
         return self.features[index]
 
@@ -93,10 +95,11 @@ SCALE = {"mention": 2.0, "there": 0.2, "target": 0.5, "beside": 1.0, "offset": 1
 class Decoder:
     """Everything that stage 2 trains, and one step of it."""
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        self.model, self.heads = model, DecoderHeads()
-        model.model.vision_tower.requires_grad_(False)
-        body = [model.model.multi_modal_projector, model.model.language_model]
+    def __init__(self, kind: Architecture, model: PreTrainedModel) -> None:
+        self.kind, self.model, self.heads = kind, model, DecoderHeads()
+        kind.tower(model).requires_grad_(False)
+        kind.projector(model).requires_grad_(True)
+        body = [kind.projector(model), model.model.language_model]
         self.optimisers = Optimisers(body, [model.lm_head, self.heads])
         for layer in model.model.language_model.layers:
             layer.compile(dynamic=False)
@@ -106,12 +109,12 @@ class Decoder:
         inner = self.model.model
         with autocast():
             words = self.model.get_input_embeddings()(batch.ids)
-            seen = inner.multi_modal_projector(features).to(words.dtype)
+            seen = self.kind.project(self.model, features).to(words.dtype)
             rows = torch.cat([words[:, :START], seen, words[:, START + TOKENS :]], 1)
             out = inner.language_model(
                 inputs_embeds=rows,
                 attention_mask=batch.mask,
-                position_ids=batch.positions,
+                position_ids=self.kind.positions(batch.positions),
                 use_cache=False,
                 output_hidden_states=True,
             )
@@ -156,28 +159,34 @@ def _choose(easy: int, count: int, share: float, rng: np.random.Generator) -> np
 
 def _evaluate(out: Path, spent: float) -> None:
     """Accuracy of the exported folder on the dev seeds, by type, each question asked alone."""
-    model = LlavaForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
     with autocast():
-        right = accuracy(model, list(samples("dev", 45 * len(TYPES))))
+        right = accuracy(model, AutoProcessor.from_pretrained(out), list(samples("dev", 45 * len(TYPES))))
     print(f"EVAL dev {spent:.0f}s n {45 * len(TYPES)} " + " ".join(f"{n} {v:.3f}" for n, v in right.items()))
 
 
 def train_decoder(
-    model: LlavaForConditionalGeneration, pictures: Pictures, minutes: float, path: Path, resume: bool, out: Path
+    kind: Architecture,
+    model: PreTrainedModel,
+    pictures: Pictures,
+    minutes: float,
+    path: Path,
+    resume: bool,
+    out: Path,
 ) -> None:
     """Trains projector and language model for so many minutes; exports a checkpoint at every evaluation."""
-    decoder, step, spent, seen = Decoder(model), 0, 0.0, {}
+    decoder, step, spent, seen = Decoder(kind, model), 0, 0.0, {}
     if resume and path.exists():
         state = torch.load(path)
         decoder.restore(state)
         step, spent, seen = state["step"], state["spent"], state["seen"]
     print(f"decoder from step {step}: {parameter_count(model.model.language_model):.3f}M parameters")
-    clock, store, rng = Clock(minutes, spent), FeatureStore(model, pictures), np.random.default_rng((1, step))
+    clock, store, rng = Clock(minutes, spent), FeatureStore(kind, model, pictures), np.random.default_rng((1, step))
     tally, saved = Tally(), spent
 
     def keep() -> None:
         save(path, decoder.state() | {"step": step, "spent": clock.spent, "seen": seen})
-        export(model, out)
+        export(kind, model, out)
         _evaluate(out, clock.spent)
 
     while clock.fraction < 1:
