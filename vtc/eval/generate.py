@@ -91,12 +91,16 @@ class Answerer:
         new = rows[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
-    def vision_rows(self, inputs: Any) -> list[int]:
-        """Placeholders of each prompt: the vision tokens it costs the unpatched model."""
+    def vision(self, inputs: Any) -> torch.Tensor:
+        """``[B, n]``, bool: where the placeholders of pictures stand."""
         config = self.model.config
         token = getattr(config, "image_token_id", None)
         token = getattr(config, "image_token_index", None) if token is None else token
-        return (inputs["input_ids"] == (-1 if token is None else token)).sum(1).tolist()
+        return inputs["input_ids"] == (-1 if token is None else token)
+
+    def vision_rows(self, inputs: Any) -> list[int]:
+        """Placeholders of each prompt: the vision tokens it costs the unpatched model."""
+        return self.vision(inputs).sum(1).tolist()
 
 
 def check_template(template: str) -> None:
