@@ -102,8 +102,10 @@ def test_json_has_no_nan_and_equal_data_is_equal_bytes(tmp_path):
 
 def test_pareto(summary, tmp_path):
     pytest.importorskip("matplotlib")
-    plots.pareto(summary, tmp_path / "pareto.png")
-    assert Image.open(tmp_path / "pareto.png").size[0] > 1000
+    for axis in plots.AXES:
+        plots.pareto(summary, MEASURED, tmp_path / axis.file, axis)
+        assert Image.open(tmp_path / axis.file).size[0] > 1000
+    assert plots.curves(summary, {}, plots.AXES[2]) == {}, "nothing measured, nothing drawn"
     styles = plots.styles(["visionzip", "visionzip+share", "random:layer=1", "random"])
     assert styles["visionzip"]["color"] == styles["visionzip+share"]["color"] != styles["random"]["color"]
     assert styles["random:layer=1"]["color"] == styles["random"]["color"] == plots.GREYS[0]

@@ -1,13 +1,14 @@
-"""What a run leaves behind: ``summary.json``, ``table.md``, ``pareto.png`` and overlays, each whole or absent."""
+"""What a run leaves behind: ``summary.json``, tables, plots and overlays, each whole or absent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import DataError
-from vtc.eval import overlays, plots, tables
+from vtc.eval import export, html, overlays, plots, tables
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.files import write_atomic, write_json, write_text
@@ -19,15 +20,34 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
     write_text(folder / "table.md", tables.markdown(results.summary, results.measured))
+    write_text(folder / "table.csv", export.comma_separated(results.summary, results.measured))
+    write_text(folder / "table.tex", export.latex(results.summary))
     if plots.available():
-        write_atomic(folder / "pareto.png", lambda path: plots.pareto(results.summary, path))
-    columns = one_each(cells)
-    if not pictures or not columns:
-        return
-    for asked in distinct(usable(answerer, benchmark), pictures):
+        draw(results, folder)
+    show(folder, answerer, benchmark, one_each(cells), pictures)
+    run = html.Run(benchmark.name, folder, results.summary, results.measured)
+    write_text(folder / "report.html", html.page(title(results.summary), [run]))
+
+
+def title(summary: dict[str, Any]) -> str:
+    settings = summary["settings"]
+    return f"{settings['model'] or settings['model_class']}: vision tokens and accuracy"
+
+
+def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[Cell], pictures: int) -> None:
+    """What was kept of some pictures, a column a method."""
+    for asked in distinct(usable(answerer, benchmark), pictures if columns else 0):
         image = overlays.draw(answerer, asked, columns)
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in asked.sample.id)[:80]
         write_atomic(folder / "overlays" / f"{name}.png", image.save)
+
+
+def draw(results: Any, folder: Path) -> None:
+    """A plot for each kind of cost that is known."""
+    for axis in plots.AXES:
+        if plots.curves(results.summary, results.measured, axis):
+            one = partial(plots.pareto, results.summary, results.measured, axis=axis)
+            write_atomic(folder / axis.file, one)
 
 
 def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:

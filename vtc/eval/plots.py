@@ -1,8 +1,10 @@
-"""``pareto.png``: accuracy over layer-averaged vision tokens, a line a method. matplotlib is imported only here."""
+"""Accuracy over what it costs (tokens, FLOPs, milliseconds), a line a method. matplotlib is imported only here."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,40 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def curves(summary: dict[str, Any]) -> dict[str, list[tuple[float, float, float]]]:
-    """For each method its (tokens, accuracy %, standard error %), by tokens."""
+@dataclass(frozen=True)
+class Axis:
+    """What accuracy is drawn over: a file's name, a label, and the figure of a cell (None: not known)."""
+
+    file: str
+    label: str
+    read: Callable[[dict[str, Any], dict[str, Any]], float | None]  # (cell of the summary, its entry in measured)
+
+
+AXES = (
+    Axis("pareto.png", "vision tokens a picture, averaged over decoder layers", lambda cell, _: cell["tokens"]),
+    Axis("pareto_flops.png", "decoder prefill, GFLOPs a prompt", lambda cell, _: giga(cell.get("flops"))),
+    Axis("pareto_ms.png", "prefill, ms measured", lambda _, entry: entry.get("timing", {}).get("prefill_ms")),
+)
+
+
+def giga(value: float | None) -> float | None:
+    return None if value is None else value / 1e9
+
+
+def curves(
+    summary: dict[str, Any], measured: dict[str, Any], axis: Axis = AXES[0]
+) -> dict[str, list[tuple[float, float, float]]]:
+    """For each method its (cost, accuracy %, standard error %), from the fewest tokens to the most."""
     out: dict[str, list[tuple[float, float, float]]] = {}
-    for name in summary["order"]:
-        cell = summary["cells"][name]
-        if name != UNPATCHED and cell.get("questions"):
-            point = (cell["tokens"], 100 * cell["accuracy"], 100 * (cell["stderr"] or 0))
-            out.setdefault(name.rpartition("@")[0], []).append(point)
-    return {method: sorted(points) for method, points in out.items()}
+    cells = {name: cell for name in summary["order"] if (cell := summary["cells"][name]).get("questions")}
+    for name, cell in sorted(cells.items(), key=lambda pair: pair[1]["tokens"]):
+        if name != UNPATCHED:
+            cost = axis.read(cell, measured.get(name, {}))
+            if cost:
+                point = (cost, 100 * cell["accuracy"], 100 * (cell["stderr"] or 0))
+                out.setdefault(name.rpartition("@")[0], []).append(point)
+    methods = dict.fromkeys(name.rpartition("@")[0] for name in cells)
+    return {method: out[method] for method in methods if method in out}
 
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
@@ -52,13 +79,13 @@ def family(method: str) -> str:
     return method.split("+")[0].split(":")[0]
 
 
-def pareto(summary: dict[str, Any], path: Path) -> None:
-    """Draw the figure into ``path`` (PNG)."""
+def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: Axis = AXES[0]) -> None:
+    """Draw the figure into ``path``; its suffix says the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    lines, base = curves(summary), summary["cells"][UNPATCHED]
+    lines, base = curves(summary, measured, axis), summary["cells"][UNPATCHED]
     figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -66,24 +93,23 @@ def pareto(summary: dict[str, Any], path: Path) -> None:
         x, y, error = zip(*lines[method], strict=True)
         axes.errorbar(x, y, yerr=error, label=method, linewidth=1.7, markersize=4.5, elinewidth=0.7, **style)
     if base.get("questions"):
-        full = 100 * base["accuracy"]
+        full, cost = 100 * base["accuracy"], axis.read(base, measured.get(UNPATCHED, {}))
         axes.axhline(full, color="black", linewidth=1, linestyle=":")
-        note(axes, full, f"unpatched {full:.1f} %, {base['tokens']:.0f} tokens", "black")
+        note(axes, full, f"unpatched {full:.1f} %" + (f" at {cost:.3g}" if cost else ""), "black")
     if (low := 100 * summary["floor"]) > 0:
         axes.axhline(low, color="#999999", linewidth=0.8, linestyle=":")
         note(axes, low, "floor", "#777777")
-    tokens = sorted({p[0] for points in lines.values() for p in points})
-    if tokens and tokens[0] > 0:
+    if costs := sorted({p[0] for points in lines.values() for p in points}):
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(apart(tokens)))
+        axes.xaxis.set_major_locator(FixedLocator(apart(costs)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="vision tokens a picture, averaged over decoder layers (log scale)", ylabel="accuracy (%)")
+    axes.set(xlabel=f"{axis.label} (log scale)", ylabel="accuracy (%)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if lines:
         legend_by_height(axes, lines)
-    figure.savefig(path, format="png")
+    figure.savefig(path)
 
 
 def note(axes: Any, height: float, text: str, color: str) -> None:
