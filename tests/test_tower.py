@@ -14,6 +14,7 @@ from tests.tome import round_by_loop
 from vtc.errors import UnsupportedModel
 from vtc.methods.tome import split_groups
 from vtc.models import family_of
+from vtc.models.generic import Generic
 from vtc.signals import TowerGroups
 from vtc.tokens import VisionTokens
 from vtc.tower import shares
@@ -273,6 +274,27 @@ def test_towers_that_cannot_merge_are_refused(family, model_of):
     model = model_of(family)
     with pytest.raises(UnsupportedModel, match="use bipartite"):
         vtc.patch(model, "tome", budget=0.5)
+
+
+def test_packed_towers_of_families_found_by_inspection_are_refused(model_of):
+    with pytest.raises(UnsupportedModel, match="packs pictures into one sequence.*use bipartite"):
+        Generic(model_of("qwen2_vl")).tower_blocks()
+
+
+# 20 units to 10; 16 and the class token, which stands in all places of a unit, to 8 and it.
+@pytest.mark.parametrize(("family", "want"), [("qwen2_vl", [60, 40]), ("internvl", [13 * 4, 9 * 4])])
+def test_the_tower_runs_on_fewer_rows(family, want, model_of):
+    model = model_of(family)
+    prompt, rows = zoo.prompt(model, 1), []
+    blocks = [block.module for block in family_of(model).tower_blocks()]
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[-2])) for block in blocks
+    ]
+    vtc.patch(model, "tome", budget=0.5)
+    logits(model, prompt)
+    for handle in handles:
+        handle.remove()
+    assert rows == want
 
 
 @pytest.mark.parametrize("family", zoo.QWEN)

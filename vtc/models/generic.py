@@ -39,6 +39,7 @@ class Generic(Family):
     """One token a patch. ``merging`` families make one token of a square block of patches."""
 
     merging = False
+    packs = False  # all pictures into one sequence of the tower
     towers: dict[str, tuple[str, ...]] = {"image": TOWERS, "video": TOWERS}  # where each modality's tower may be
     tower: Any  # the images' tower
 
@@ -92,7 +93,10 @@ class Generic(Family):
         layers = layers_of(tower, tuple(KNOWN))
         if not layers:
             raise self.no_groups(f"has a {type(tower).__name__}, whose layers are not known here")
-        return [KNOWN[type(layer).__name__](layer) for layer in layers]
+        blocks = [KNOWN[type(layer).__name__](layer) for layer in layers]
+        if blocks[0].weigh is not None and not self.packs:
+            raise self.no_groups("packs pictures into one sequence, of which only the Qwen-VL line's is known here")
+        return blocks
 
     def tower_units(self, run: TowerRun) -> Units:
         return Units(self.tower_cls)

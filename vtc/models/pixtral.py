@@ -6,7 +6,6 @@ from torch import Tensor
 
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
-from vtc.models.blocks import Block
 from vtc.models.generic import Generic, argument
 from vtc.models.maps import block_mean, join_packed, raster_place
 from vtc.signals import Signal
@@ -21,9 +20,6 @@ class Pixtral(Generic):
         """(rows, columns) of patches of each picture."""
         size = self.base.config.vision_config.patch_size
         return [(int(height) // size, int(width) // size) for height, width in argument(run, "image_sizes")]
-
-    def tower_blocks(self, modality: str = "image") -> list[Block]:
-        raise self.no_groups("packs pictures into one sequence and parts them by a mask")
 
     @property
     def side(self) -> int:

@@ -21,6 +21,8 @@ from vtc.units import Packed, Units
 class QwenVL(Generic):
     """Patches come as (t, rows of units, columns of units, unit); four in a row make a token."""
 
+    packs = True
+
     def thw(self, run: TowerRun) -> Tensor:
         """``[I, 3]`` patches along time, height and width, on the CPU."""
         return argument(run, f"{run.modality}_grid_thw", "image_grid_thw").cpu()  # Qwen3-VL's videos pass as images
