@@ -27,21 +27,23 @@ def before_norm(model):
 
 
 @contextmanager
-def entering(model, instead: list[Tensor] | None = None):
-    """Collects what enters the decoder's first layer, ``[B, N, D]`` per forward; or puts the first rows ``instead``,
-    for methods that change the vision tower."""
-    seen: list[Tensor] = []
+def tower_output(model, instead: list | None = None):
+    """Collects what ``get_image_features`` returns, once a forward; or puts the first of ``instead`` in its place, for
+    methods that change the vision tower."""
+    base, seen = family_of(model).base, []
+    older, features = base.__dict__.get("get_image_features"), base.get_image_features
 
-    def first(layer, args, kwargs):
-        seen.append(args[0].detach())
-        if instead:
-            return (torch.cat([instead[0], args[0][:, instead[0].shape[1] :]], dim=1), *args[1:]), kwargs
+    def call(*args, **kwargs):
+        seen.append(instead[0] if instead else features(*args, **kwargs))
+        return seen[-1]
 
-    handle = family_of(model).layers[0].register_forward_pre_hook(first, with_kwargs=True)
+    object.__setattr__(base, "get_image_features", call)
     try:
         yield seen
     finally:
-        handle.remove()
+        base.__dict__.pop("get_image_features")
+        if older is not None:
+            object.__setattr__(base, "get_image_features", older)
 
 
 @contextmanager

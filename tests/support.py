@@ -21,11 +21,8 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
 )
 KEYS = tuple(name for name, kind in registry.items() if kind.reduces_keys)  # all rows stay: tests/test_keys.py
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
-# Towers whose tokens cannot merge: blocks, windows or packed pictures become tokens, or their layers are not known.
-UNITS = (
-    *("llava_pixtral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm4v", "internvl", "idefics3", "smolvlm"),
-    *("gemma3", "mistral3", "aya_vision", "cohere2_vision", "ovis2", "perception_lm", "got_ocr2", "aria"),
-)
+# Towers whose tokens cannot merge: a mask parts packed pictures, a resampler follows, or their layers are not known.
+STIFF = ("llava_pixtral", "mistral3", "ovis2", "perception_lm", "got_ocr2", "aria")
 MERGING = tuple(name for name, kind in registry.items() if (kind.trains or kind().share) and not kind.reduces_keys)
 MERGING_TOWER = ("tome",)  # what enters the decoder is not what the unpatched tower makes of the picture
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
@@ -34,7 +31,7 @@ REFUSED = {
     *(("qwen3_5", name) for name in KEYS),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
-    *((family, "tome") for family in UNITS),
+    *((family, "tome") for family in STIFF),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, cuts_of, dropped_rows, entering, log_sizes, masked, merged_input
+from tests.reference import before_norm, cuts_of, dropped_rows, log_sizes, masked, merged_input, tower_output
 from tests.support import KEYS, KINDS, MERGING, MERGING_TOWER, PAIRS, SOME_PAIRS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.models import family_of
@@ -33,29 +33,30 @@ def test_dropping_equals_masking(family, method, model_of):
     model = model_of(family, dtype=exact_dtype(family))
     prompt = zoo.prompt(model, 2)
     vtc.patch(model, method, budget=0.5)
-    with entering(model) as seen:
+    with tower_output(model) as seen:
         ours = run(model, prompt)
     seen = seen if method in MERGING_TOWER else []
     cuts, gone, sizes = cuts_of(engine(model)), dropped_rows(engine(model)), log_sizes(engine(model))
     vtc.unpatch(model)
     merged = partial(merged_input, model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
-    with masked(model, gone, sizes), entering(model, seen), merged():
+    with masked(model, gone, sizes), tower_output(model, seen), merged():
         want = run(model, prompt)
     kept = ~gone[max(gone)]
     assert_close("kept rows", ours[kept], want[kept])
     swapped = {layer: _swap_one(drop, cuts) for layer, drop in gone.items()}
-    with masked(model, swapped, sizes), entering(model, seen), merged():
+    with masked(model, swapped, sizes), tower_output(model, seen), merged():
         control = run(model, prompt)
     assert (control[:, -1] - ours[:, -1]).abs().max() > 1e-3, "one swapped token must show, or the check proves nothing"
 
 
 def _swap_one(gone: Tensor, cuts) -> Tensor:
-    """The same count dropped, but one dropped row is kept instead of one kept vision row."""
-    out = gone.clone()
-    vision = cuts[min(cuts)].tokens.row[0]
-    inside = [int(r) for r in vision if not gone[0, int(r)]]
-    outside = [int(r) for r in vision if gone[0, int(r)]]
-    out[0, inside[0]], out[0, outside[0]] = True, False
+    """The same count dropped, but one dropped row is kept instead of one kept vision row, of whose slot it is not: what
+    merged in a tower is alike."""
+    out, first = gone.clone(), cuts[min(cuts)]
+    slots = dict(zip(first.tokens.row[0].tolist(), first.reduction.slot[0].tolist(), strict=True))
+    inside = next(row for row in slots if not gone[0, row])
+    outside = next(row for row, slot in slots.items() if gone[0, row] and slot != slots[inside])
+    out[0, inside], out[0, outside] = True, False
     return out
 
 
@@ -89,7 +90,7 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     model = model_of(family, dtype=exact_dtype(family))
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, method, budget=0.5)
-    with entering(model) as seen:
+    with tower_output(model) as seen:
         logits(model, prompt)
     seen = seen if method in MERGING_TOWER else []
     gone, sizes = dropped_rows(engine(model)), log_sizes(engine(model))
@@ -100,7 +101,7 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
     gone, sizes = ({i: torch.nn.functional.pad(t, (0, extra)) for i, t in one.items()} for one in (gone, sizes))
     merged = merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
-    with masked(model, gone, sizes), entering(model, seen), merged:
+    with masked(model, gone, sizes), tower_output(model, seen), merged:
         want = logits(model, longer)[:, -1]
     assert_close("last step", out.logits[-1], want)  # generate() gives float32
 
@@ -155,11 +156,13 @@ def test_a_shared_row_equals_repeating_it(model_of):
     assert int(sizes.sum()) == prompt["input_ids"].shape[1], "the picture weighs what it weighed"
     vtc.unpatch(model)
     decoder, embed = family_of(model).decoder, model.get_input_embeddings()
-    entering = []
-    handle = decoder.register_forward_pre_hook(lambda m, a, k: entering.append(k["inputs_embeds"]), with_kwargs=True)
+    tower_output = []
+    handle = decoder.register_forward_pre_hook(
+        lambda m, a, k: tower_output.append(k["inputs_embeds"]), with_kwargs=True
+    )
     logits(model, prompt)
     handle.remove()
-    merged = merged_states(entering[0], cut)[:, rows]
+    merged = merged_states(tower_output[0], cut)[:, rows]
     new = embed(out.sequences[:, prompt["input_ids"].shape[1] : -1])
     position = torch.cat([rows.repeat_interleave(sizes), prompt["input_ids"].shape[1] + torch.arange(new.shape[1])])
     states = torch.cat([merged.repeat_interleave(sizes, dim=1), new], dim=1)

@@ -32,7 +32,7 @@ PARTS = {
         "reporting",
         "schedule",
     ),
-    "methods": ("methods", "models", "signals", "share", "spend", "cache", "masks", "rows", "groups"),
+    "methods": ("methods", "models", "signals", "share", "spend", "cache", "masks", "rows", "groups", "units"),
     "kernels": ("kernels", "merge"),
     "tokens": ("tokens", "registry", "errors"),
 }

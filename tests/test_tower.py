@@ -7,17 +7,21 @@ import torch
 from torch import Tensor
 
 import vtc
-from tests import zoo
-from tests.support import UNITS, engine, logits
+from tests import tome_units, zoo
+from tests.support import STIFF, engine, logits
 from tests.tolerances import assert_close, assert_same
 from tests.tome import round_by_loop
 from vtc.errors import UnsupportedModel
 from vtc.methods.tome import split_groups
 from vtc.models import family_of
+from vtc.models.generic import Generic
 from vtc.signals import TowerGroups
 from vtc.tokens import VisionTokens
+from vtc.tower import shares
 
-FAMILIES = [name for name in zoo.NAMES if name not in UNITS]
+FAMILIES = [name for name in zoo.NAMES if name not in STIFF]
+TILES = ("internvl", "idefics3", "smolvlm", "gemma3", "aya_vision", "cohere2_vision")
+BLOCKS = (*zoo.QWEN, *TILES)  # a token is several patches
 
 
 @torch.no_grad()
@@ -90,12 +94,86 @@ def test_features_equal_the_definition(family, budget, rates, model_of):
     assert (got - plain).abs().max() > 1e-3, "merging changes nothing here, so the check proves nothing"
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.3, 20])
+def entering_tower(model, prompt: dict) -> tuple[Tensor, dict]:
+    """What enters the tower's first block, with its further arguments."""
+    seen: list = []
+    block = family_of(model).tower_blocks()[0].module
+    handle = block.register_forward_pre_hook(lambda module, *given: seen.append(given), with_kwargs=True)
+    logits(model, prompt)
+    handle.remove()
+    args, kwargs = seen[0]
+    return (args[0] if args else kwargs["hidden_states"]).detach(), kwargs
+
+
+@torch.no_grad()
+def last_states(model, prompt: dict) -> Tensor:
+    """What leaves the tower, before patches become tokens."""
+    vision = {k: v for k, v in prompt.items() if k not in zoo.PER_TOKEN}
+    return zoo.features(model, "image", vision).last_hidden_state
+
+
+# 16 units a tile, in two layers to 8.
+@pytest.mark.parametrize("family", ["internvl", "idefics3"])
+def test_tiles_equal_the_definition(family, model_of):
+    model = model_of(family, dtype=torch.float64)
+    prompt, adapter = zoo.prompt(model, 1), family_of(model)
+    states, _ = entering_tower(model, prompt)
+    prefix, layers = adapter.tower_cls, [block.module for block in adapter.tower_blocks()]
+    squares = [
+        [prefix + (2 * y + a) * 8 + 2 * x + b for a in range(2) for b in range(2)] for y in range(4) for x in range(4)
+    ]
+    units = [[n] for n in range(prefix)] + squares
+    parts, seen = [list(range(len(units)))], [[[0]], [[0]]]
+    outputs = [
+        tome_units.tower_by_definition(tome_units.Tile(), layers, one, units, parts, seen, [[4], [4]], prefix)
+        for one in states
+    ]
+    norm = adapter.tower.layernorm if family == "internvl" else adapter.tower.post_layernorm
+    want, plain = norm(torch.stack(outputs)), last_states(model, prompt)
+    vtc.patch(model, "tome", budget=0.5)
+    got = last_states(model, prompt)
+    assert_close("states", got, want)
+    assert (got - plain).abs().max() > 1e-3, "merging changes nothing here, so the check proves nothing"
+
+
+# 4 x 5 units to 10: over the whole frame, or 2, 2, 1, 2, 2, 1 of windows of 4, 4, 2, 4, 4, 2. The second layer of
+# Qwen2.5-VL attends to the whole frame, and merges within windows still. Qwen3-VL has four layers.
+@pytest.mark.parametrize(
+    ("family", "sizes", "whole", "rates"),
+    [
+        ("qwen2_vl", [20], [True, True], [[5], [5]]),
+        ("qwen3_vl", [20], [True] * 4, [[3], [3], [2], [2]]),
+        ("qwen2_5_vl", [4, 4, 2, 4, 4, 2], [False, True], [[1] * 6, [1, 1, 0, 1, 1, 0]]),
+    ],
+)
+def test_packed_pictures_equal_the_definition(family, sizes, whole, rates, model_of):
+    model = model_of(family, dtype=torch.float64)
+    prompt, adapter = zoo.prompt(model, 1), family_of(model)
+    states, kwargs = entering_tower(model, prompt)
+    units, parts = [list(range(4 * u, 4 * u + 4)) for u in range(20)], []
+    for n in sizes:
+        start = sum(map(len, parts))
+        parts.append(list(range(start, start + n)))
+    everything, each = [list(range(len(parts)))], [[p] for p in range(len(parts))]
+    seen = [everything if w else each for w in whole]
+    kind = tome_units.Sequence(*kwargs["position_embeddings"])
+    layers = [block.module for block in adapter.tower_blocks()]
+    want = tome_units.tower_by_definition(kind, layers, states, units, parts, seen, rates, 0)
+    plain = last_states(model, prompt)
+    vtc.patch(model, "tome", budget=0.5)
+    got = last_states(model, prompt)
+    assert_close("states", got, want)
+    assert (got - plain).abs().max() > 1e-3, "merging changes nothing here, so the check proves nothing"
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.3, "tokens"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_slot_is_a_group_of_the_tower(family, budget, model_of):
     """A slot's tokens came out of the tower alike wherever the tower merged as far as the budget asks."""
     model = model_of(family, dtype=torch.float64)
     prompt = zoo.prompt(model, 2)
+    if budget == "tokens":
+        budget = 8 if family in BLOCKS else 20
     vtc.patch(model, "tome", budget=budget)
     logits(model, prompt)
     p = engine(model).current
@@ -191,11 +269,87 @@ def test_interpolated_pictures_are_refused(model_of):
         model.config.vision_aspect_ratio = ratio
 
 
-@pytest.mark.parametrize("family", UNITS)
-def test_towers_of_units_are_refused(family, model_of):
+@pytest.mark.parametrize("family", STIFF)
+def test_towers_that_cannot_merge_are_refused(family, model_of):
     model = model_of(family)
     with pytest.raises(UnsupportedModel, match="use bipartite"):
         vtc.patch(model, "tome", budget=0.5)
+
+
+def test_packed_towers_of_families_found_by_inspection_are_refused(model_of):
+    with pytest.raises(UnsupportedModel, match="packs pictures into one sequence.*use bipartite"):
+        Generic(model_of("qwen2_vl")).tower_blocks()
+
+
+# 20 units to 10; 16 and the class token, which stands in all places of a unit, to 8 and it.
+@pytest.mark.parametrize(("family", "want"), [("qwen2_vl", [60, 40]), ("internvl", [13 * 4, 9 * 4])])
+def test_the_tower_runs_on_fewer_rows(family, want, model_of):
+    model = model_of(family)
+    prompt, rows = zoo.prompt(model, 1), []
+    blocks = [block.module for block in family_of(model).tower_blocks()]
+    handles = [
+        block.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[-2])) for block in blocks
+    ]
+    vtc.patch(model, "tome", budget=0.5)
+    logits(model, prompt)
+    for handle in handles:
+        handle.remove()
+    assert rows == want
+
+
+@pytest.mark.parametrize("family", zoo.QWEN)
+def test_units_merge_within_a_frame(family, model_of):
+    model = model_of(family, dtype=torch.float64)
+    prompt = zoo.video_prompt(model)
+    plain = logits(model, prompt)
+    vtc.patch(model, "tome", budget=0.25)
+    assert (logits(model, prompt) - plain).abs().max() > 1e-3
+    p = engine(model).current
+    assert vtc.report(model).pictures[0].average <= 0.25 * p.layout.count[0]
+    groups = p.layout.signal(family_of(model), TowerGroups(), torch.device("cpu"))[0]
+    frames = p.cuts[0].tokens.grid[0, :, 0]
+    assert len(frames.unique()) == 2 and len(groups.unique()) < len(groups)
+    assert all(len(frames[groups == g].unique()) == 1 for g in groups.unique())
+
+
+def test_units_merge_within_a_window(model_of):
+    """Windows of 2 x 2 units; at this budget each merges whole, and not into its neighbour."""
+    model = model_of("qwen2_5_vl")
+    vtc.patch(model, "tome", budget=1)
+    logits(model, zoo.prompt(model, 1))
+    p = engine(model).current
+    groups = p.layout.signal(family_of(model), TowerGroups(), torch.device("cpu"))[0]
+    places = p.cuts[0].tokens.grid[0, :, 1:] // 2
+    assert len(groups.unique()) == 6 and p.cuts[0].keep == [1]
+    assert all(len(places[groups == g].unique(dim=0)) == 1 for g in groups.unique())
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl"])
+def test_a_nan_stays_in_its_picture(family, model_of):
+    model = model_of(family)
+    prompt = zoo.prompt(model, 2)
+    vtc.patch(model, "tome", budget=0.5)
+    want = features(model, prompt)
+    sick = prompt["pixel_values"].clone()
+    sick[-1] = torch.nan
+    got = features(model, {**prompt, "pixel_values": sick})
+    assert_same("the other picture", got[0], want[0])
+    assert got[-1].isnan().any()
+    assert logits(model, {**prompt, "pixel_values": sick}).shape[1] == prompt["input_ids"].shape[1]
+
+
+@torch.no_grad()
+def features(model, prompt: dict) -> list[Tensor]:
+    """Language-model tokens of each entry."""
+    vision = {k: v for k, v in prompt.items() if k not in zoo.PER_TOKEN}
+    return list(zoo.features(model, "image", vision).pooler_output)
+
+
+def test_what_is_rounded_off_goes_to_the_next():
+    assert shares([4, 4, 2, 4, 4, 2], 0.5) == [2, 2, 1, 2, 2, 1]
+    assert shares([6] * 5, 0.4) == [2, 2, 3, 2, 3]
+    assert shares([1, 1, 8], 0.1) == [1, 1, 1]
+    assert shares([576] * 3, 1.0) == [576] * 3
 
 
 def test_r_is_for_plain_vits(model_of):

@@ -13,7 +13,7 @@ from vtc.models import family_of
 
 REPLAYED = (
     *("divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid", "sparsevlm"),
-    *("act", "kvmerge"),
+    *("act", "kvmerge", "tome"),
 )
 
 

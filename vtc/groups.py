@@ -15,25 +15,25 @@ from vtc.methods.bipartite import bipartite_round
 class Groups:
     """Which of the n tokens of T sequences stand together, in ``count[i] <= g`` groups each.
 
-    owner ``[T, n]`` int: the group each token is in; head ``[T, g]`` int: one token of each group; size ``[T, g]``
-    float: how many tokens it has, 0 = no group (padding).
+    owner ``[T, n]`` int: the group each token is in, -1 = no token (padding); head ``[T, g]`` int: one token of each
+    group; size ``[T, g]`` float: how many tokens it has, 0 = no group (padding); merged: False promises that every
+    token is alone.
     """
 
     owner: Tensor
     head: Tensor
     size: Tensor
     count: list[int]
+    merged: bool = True
 
     @classmethod
-    def alone(cls, states: Tensor) -> Groups:
-        """Every token of ``states [T, n, D]`` a group of its own."""
+    def alone(cls, states: Tensor, count: list[int] | None = None) -> Groups:
+        """Every token of ``states [T, n, D]``, of which the first ``count[i]`` (all by default) are there, a group of
+        its own."""
+        count = [states.shape[1]] * len(states) if count is None else count
         index = torch.arange(states.shape[1], device=states.device).expand(states.shape[:2])
-        return cls(index, index, torch.ones(index.shape, device=states.device), [states.shape[1]] * len(states))
-
-    @property
-    def merged(self) -> bool:
-        """Whether some group has more than one token."""
-        return self.head.shape != self.owner.shape or min(self.count) < self.head.shape[1]
+        there = index < torch.tensor(count, device=states.device)[:, None]
+        return cls(index.where(there, -1), index, there.float(), count, merged=False)
 
     def log_size(self, dtype: torch.dtype) -> Tensor | None:
         """``[T, 1, 1, g]``: what each group adds to the logits of those who attend to it; None where all are alone."""
@@ -65,7 +65,8 @@ def merge_groups(groups: Groups, metric: Tensor, away: list[int], prefix: int) -
     slot, head = bipartite_round(metric, groups.count, away, prefix)
     size = torch.zeros(head.shape, device=head.device).scatter_add_(1, slot.clamp(min=0), groups.size)
     count = [n - r for n, r in zip(groups.count, away, strict=True)]
-    return Groups(slot.gather(1, groups.owner), groups.head.gather(1, head), size, count), slot
+    owner = slot.gather(1, groups.owner.clamp(min=0)).where(groups.owner >= 0, -1)
+    return Groups(owner, groups.head.gather(1, head), size, count), slot
 
 
 def merge_values(values: Tensor, slot: Tensor, before: Groups, after: Groups) -> Tensor:

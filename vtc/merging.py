@@ -4,16 +4,26 @@ states of full length, in which the tokens of a group are alike."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc.errors import UnsupportedModel
 from vtc.groups import Groups, merge_groups, merge_values
 from vtc.models.blocks import Block
+from vtc.units import Units
 
 ATTRIBUTE = "_vtc_groups"
-Plan = Callable[[int, Groups], list[int]]  # (block, groups that enter it) -> how many of each sequence merge away
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What merges in a tower, and ``away(block, groups that enter it)``: how many of each sequence merge there."""
+
+    away: Callable[[int, Groups], list[int]]
+    units: Units = Units()
 
 
 class MergingBlock:
@@ -30,11 +40,11 @@ class MergingBlock:
     ):
         self.block, self.index, self.prefix = block, index, prefix
         self.start, self.left = start, left
-        self.keys: Tensor | None = None
+        self.keys: list[Tensor] = []
 
     def hear(self, keys: Tensor) -> None:
-        """The keys ``[T, heads, t, d]`` of the attention that runs."""
-        self.keys = keys.detach()
+        """The keys ``[T, heads, t, d]`` of the attention that runs, or of the next of its stretches."""
+        self.keys.append(keys.detach())
 
     def hear_attention(self, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
         """As a tap's listener."""
@@ -42,15 +52,17 @@ class MergingBlock:
 
     def __call__(self, states: Tensor, **kwargs: Any) -> Tensor:
         groups, plan = self.riding(states)
-        values = self.block.attend(groups.shrink(states), groups.log_size(states.dtype), **kwargs)
-        keys, self.keys = self.keys, None
-        away = plan(self.index, groups)
-        if any(away) and keys is not None:  # their mean over heads says what is alike
+        units, self.keys = plan.units, []
+        log_size = units.log_size(groups, states.dtype)
+        rows = self.block.attend(units.shrink(states, groups), log_size, **units.arguments(kwargs, groups))
+        keys, self.keys = self.keys, []
+        away = plan.away(self.index, groups)
+        if any(away) and keys:
             before = groups
-            groups, slot = merge_groups(before, keys.mean(dim=1), away, self.prefix)
-            values = merge_values(values, slot, before, groups)
+            groups, slot = merge_groups(before, units.values(alike(keys), before), away, self.prefix)
+            rows = units.rows(merge_values(units.values(rows, before), slot, before, groups), groups)
         self.left(self.index, groups)
-        return ride(groups.spread(self.block.feed(values)), groups, plan, self.index + 1)
+        return ride(units.spread(self.block.feed(rows), groups), groups, plan, self.index + 1)
 
     def riding(self, states: Tensor) -> tuple[Groups, Plan]:
         """The groups that stand in the ``states [T, n, D]`` entering this block, and the plan they follow."""
@@ -63,9 +75,15 @@ class MergingBlock:
                 "tokens merged is not known; take away what replaces them or skips blocks, and run gradient "
                 "checkpointing with use_reentrant=False"
             )
-        groups, plan = Groups.alone(states), self.start(states)
+        plan = self.start(states)
+        groups = plan.units.alone(states)
         ride(states, groups, plan, 0)
         return groups, plan
+
+
+def alike(keys: list[Tensor]) -> Tensor:
+    """``[T, t, d]``: what says which rows are alike, the mean over heads of their ``keys [T, heads, t, d]``."""
+    return keys[0].mean(dim=1) if len(keys) == 1 else torch.cat([k.mean(dim=1) for k in keys], dim=1)
 
 
 def ride(states: Tensor, groups: Groups, plan: Plan, index: int) -> Tensor:

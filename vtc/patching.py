@@ -196,7 +196,7 @@ class Patch:
             for block in MergingTower(self.family, modality, engine.listener, keeps).blocks
         ]
         for block in {block.block.module: block for block in blocks}.values():  # one tower may serve both modalities
-            self._undo.append(tap(block.block.attention, block.hear_attention))
+            self._undo.append(tap(block.block.attention, block.hear_attention, block.block.weigh))
             self._replace(block.block.module, "forward", unmasked(block))
 
     def remove(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 
-import torch
 from torch import Tensor
 
 from vtc.errors import UnsupportedModel
@@ -33,32 +33,31 @@ class MergingTower:
         """Merge evenly, until the blocks whose features are read leave as many groups as the budget allows."""
         run = self.listener.running
         if run is None:  # the tower alone, not for a prompt
-            return stay
+            return Plan(stay)
         used = implementation(self.blocks[0].block.attention)
         if used not in MASKED:
             raise UnsupportedModel(
                 f"the vision tower attends by {used}, which takes no weights for merged tokens; "
                 'call model.set_attn_implementation({"vision_config": "sdpa"})'
             )
-        goal = self.goals(run, *states.shape[:2])
+        units = self.family.tower_units(run)
+        goal = self.goals(run, units.alone(states).count)
         depth = self.family.read_blocks(run, len(self.blocks))
 
-        def plan(index: int, groups: Groups) -> list[int]:
+        def away(index: int, groups: Groups) -> list[int]:
             return towards(goal, groups, self.prefix, depth - index) if index < depth else stay(index, groups)
 
-        return plan
+        return Plan(away, units)
 
-    def goals(self, run: TowerRun, sequences: int, length: int) -> list[int]:
-        """How many groups (prefix included) each of the tower's sequences ends with."""
-        entries = self.family.tower_tokens(run, sequences, length)
-        run.counts = [tokens for _, tokens in entries]
-        bounds = torch.tensor(self.family.pictures(run, None)).cumsum(0).tolist()
-        pictures = [entries[first:last] for first, last in zip([0, *bounds], bounds, strict=False)]
-        totals = [sum(tokens for _, tokens in picture) for picture in pictures]
-        goals = []
-        for picture, total, keep in zip(pictures, totals, self.keeps(totals), strict=True):
-            patches = max(1, int((length - self.prefix) * keep / total + 1e-9))
-            goals += [self.prefix + patches] * sum(tiles for tiles, _ in picture)
+    def goals(self, run: TowerRun, count: list[int]) -> list[int]:
+        """How many groups each of the tower's sequences of ``count[i]`` ends with (prefix included in both). An entry
+        counts as a picture: of tiles only the prompt knows which belong together, and it may not be known yet."""
+        entries = self.family.tower_tokens(run, len(count), max(count))
+        run.counts = totals = [tokens for _, tokens in entries]
+        goals: list[int] = []
+        for (sequences, total), keep in zip(entries, self.keeps(totals), strict=True):
+            own = count[len(goals) : len(goals) + sequences]
+            goals += [self.prefix + n for n in shares([n - self.prefix for n in own], keep / total)]
         return goals
 
     def left(self, index: int, groups: Groups) -> None:
@@ -66,6 +65,13 @@ class MergingTower:
         run = self.listener.running
         if run is not None and index == len(self.blocks) - 1:
             run.captured.setdefault(TowerGroups(), []).append(groups.owner)
+
+
+def shares(count: list[int], share: float) -> list[int]:
+    """Of sequences of ``count[i]`` that ``share`` of each, in whole numbers of at least 1; what is rounded off one goes
+    to those after it."""
+    ends = [int(end * share + 1e-9) for end in accumulate(count)]
+    return [max(1, end - start) for start, end in pairwise([0, *ends])]
 
 
 def stay(index: int, groups: Groups) -> list[int]:

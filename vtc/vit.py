@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.groups import Groups
-from vtc.merging import MergingBlock, at_most, towards
+from vtc.merging import MergingBlock, Plan, at_most, towards
 from vtc.methods.base import Method
 from vtc.methods.tome import ToMe
 from vtc.models.inspection import unwrapped
@@ -40,7 +40,7 @@ class VitPatch(Patch):
 
     def _make_changes(self) -> None:
         for index, block in enumerate(self.blocks):
-            merging = MergingBlock(block, index, self.prefix, lambda states: self.away, self.left)
+            merging = MergingBlock(block, index, self.prefix, lambda states: Plan(self.away), self.left)
             self._undo.append(hear_keys(block.attention, merging.hear))
             self._replace(block.module, "forward", unmasked(merging))
         object.__setattr__(self.model, ATTRIBUTE, self)

@@ -71,6 +71,7 @@ class Method:
     variants: ClassVar[str] = ""  # documented variants, e.g. what is used where a tower has no CLS token
     trains: ClassVar[bool] = False  # gradients flow through merged values
     gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
+    compares_frames: ClassVar[bool] = False  # and nothing else: of a still picture it keeps the first tokens
     reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)

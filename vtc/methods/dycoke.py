@@ -33,6 +33,7 @@ class DyCoke(Method):
 
     name: ClassVar[str] = "dycoke"
     gridded: ClassVar[bool] = True
+    compares_frames: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models, arXiv 2411.15024"
     )

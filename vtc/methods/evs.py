@@ -29,6 +29,7 @@ class EVS(Method):
 
     name: ClassVar[str] = "evs"
     gridded: ClassVar[bool] = True
+    compares_frames: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference, arXiv 2510.14624"
     )

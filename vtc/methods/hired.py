@@ -8,11 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vtc.methods import register
+from vtc.methods import register, registry
 from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first, ranks_within
+from vtc.methods._tiles import reduce_tiles
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention
+from vtc.signals import Signal, TowerAttention, TowerGroups
+from vtc.spend import EQUAL
 from vtc.tokens import Reduction, VisionTokens, cut
 
 
@@ -28,6 +30,10 @@ class HiRED(Method):
     a family sews tiles into one grid (LLaVA-NeXT's here), this is one tile; a picture in one piece is only its whole,
     and a video's whole is its first frame.
 
+    ``select``: the method, or its name, that chooses inside the tiles in place of that attention. It sees each tile as
+    a picture, with as many tokens to keep as HiRED itself keeps of it. One cut at the decoder's input, any method that
+    a still picture in one piece has a use for.
+
     HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models, arXiv
     2408.10945. Departs from the paper: no token of the budget is lost to floors. Runs of the reading order stand for
     tiles, as in its code; 2-D tiles would be other tokens.
@@ -42,6 +48,7 @@ class HiRED(Method):
 
     alpha: float = 0.5
     whole: Literal["first", "last"] = "first"
+    select: Method | str | None = None
 
     def __post_init__(self) -> None:
         a = self.alpha
@@ -49,17 +56,50 @@ class HiRED(Method):
             raise ValueError(f"hired: alpha={a!r} is not a share in [0, 1]; the paper's is 0.5")
         if self.whole not in ("first", "last"):
             raise ValueError(f"hired: whole={self.whole!r} is not a place of the whole picture; give 'first' or 'last'")
+        if self.select is not None:
+            inner = selector(self.select)
+            object.__setattr__(self, "select", inner)
+            object.__setattr__(self, "share", self.share or inner.share)
         super().__post_init__()
 
     def signals(self, stage: int) -> tuple[Signal, ...]:
-        return TowerAttention(0), TowerAttention(-2)
+        inner = self.select.signals(0) if isinstance(self.select, Method) else ()
+        return tuple(dict.fromkeys((TowerAttention(0), TowerAttention(-2), *inner)))
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        early, late = (signals[s] for s in self.signals(stage))
+        early, late = (signals[s] for s in self.signals(stage)[:2])
         tile = tiles(tokens, self.whole)
         quota = quotas(early, tile, tokens, keep, self.alpha)
         inside = ranks_within(tile, late, tokens) < quota.gather(1, tile)
-        return Reduction.keep(cut(first(inside, late, tokens), keep), tokens)
+        kept = cut(first(inside, late, tokens), keep)
+        if not isinstance(self.select, Method):
+            return Reduction.keep(kept, tokens)
+        quota = torch.zeros_like(quota).scatter_add_(1, tile.gather(1, kept.clamp(min=0)), (kept >= 0).long())
+        return reduce_tiles(self.select, tile, quota, tokens, signals)
+
+
+def selector(select: object) -> Method:
+    """The option ``select`` as a method; raises ``ValueError`` where it cannot choose inside a tile."""
+    method = registry[select]() if isinstance(select, str) else select
+    if not isinstance(method, Method):
+        raise ValueError(f"hired: select={select!r} is neither a method nor the name of one; give one like 'divprune'")
+    stages = method.stages()
+    reasons = {
+        "reduces keys and keeps all rows": method.reduces_keys,
+        f"cuts {len(stages)} times": len(stages) > 1,
+        "cuts inside the decoder": stages[0].layer != 0,
+        "gives quotas to tiles itself": isinstance(method, HiRED),
+        "compares frames, and a tile is one": method.compares_frames,
+        "merges in the tower, before the quotas are known": TowerGroups() in method.signals(0),
+        "has a spend of its own, and the tiles share one budget": method.spend != EQUAL,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"hired: select={method.name} {reason}; give a method that chooses once, at the decoder's input, such "
+                "as divprune or visionzip"
+            )
+    return method
 
 
 def tiles(tokens: VisionTokens, whole: str) -> Tensor:

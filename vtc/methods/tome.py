@@ -27,13 +27,21 @@ class ToMe(Method):
     decoder's input each group is one slot, at its first token. Few blocks cannot come down to a small budget: the
     same matching, of features, then goes on there.
 
+    Where a token is a block of patches (2 x 2 merging, pixel shuffle, pooling), whole blocks merge, patch by patch: top
+    left with top left. What is alike are then their patches' keys side by side; a merged block stands where the one it
+    merged into stood.
+
     ``r`` (plain ViTs): one number for all blocks; a list, one for each (blocks past its end merge none); or a pair
     ``(r, inflect)``: r on average, from ``r (1 - inflect)`` in the first block to ``r (1 + inflect)`` in the last.
     None: merge evenly until ``budget`` patches are left.
 
     Token Merging: Your ViT But Faster, arXiv 2210.09461. Departs from the paper: after each block every token gets its
     group's value back, so what follows the tower sees the length and order it knows, and an average over tokens
-    weighs groups by size; registers are protected as the class token is.
+    weighs groups by size; registers are protected as the class token is. Towers that pack what they see into one
+    sequence merge within a frame, and those with window attention (Qwen2.5-VL) within a window in every block, so that
+    no group ever stands in two; their keys are those that attention uses, with their rotary positions. Of a picture in
+    tiles with an entry each (InternVL, Idefics3), the budget of tokens counts for every tile inside the tower, which
+    can not know which belong together, and for the picture only at the decoder's input.
     """
 
     name: ClassVar[str] = "tome"

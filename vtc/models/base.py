@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vtc.models.blocks import Block
 from vtc.signals import Signal
+from vtc.units import Units
 
 
 @dataclass
@@ -81,8 +82,13 @@ class Family:
         """After how many of the tower's ``blocks`` the last features are read."""
         return blocks
 
+    def tower_units(self, run: TowerRun) -> Units:
+        """What merges in the tower that is about to run: tokens, or the units of patches that become one."""
+        raise NotImplementedError
+
     def tower_tokens(self, run: TowerRun, sequences: int, length: int) -> list[tuple[int, int]]:
-        """(sequences, language-model tokens) of each entry, before the tower has run on ``sequences`` of ``length``."""
+        """(sequences, language-model tokens) of each entry, before the tower has run on ``sequences`` of ``length``
+        units (the longest)."""
         raise NotImplementedError
 
     def entries(self, output: Any) -> list[int]:

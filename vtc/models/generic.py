@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from vtc.errors import UnsupportedModel
 from vtc.models import register, registry
 from vtc.models.base import Family, Place, TowerRun
-from vtc.models.blocks import PRE_NORM, Block, pre_norm
+from vtc.models.blocks import KNOWN, Block
 from vtc.models.inspection import (
     TOWERS,
     attention_layers,
@@ -26,6 +27,7 @@ from vtc.models.inspection import (
 )
 from vtc.models.maps import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
 from vtc.signals import Signal, TowerGroups
+from vtc.units import Blocks, Units
 
 
 @register("llava")
@@ -37,6 +39,7 @@ class Generic(Family):
     """One token a patch. ``merging`` families make one token of a square block of patches."""
 
     merging = False
+    packs = False  # all pictures into one sequence of the tower
     towers: dict[str, tuple[str, ...]] = {"image": TOWERS, "video": TOWERS}  # where each modality's tower may be
     tower: Any  # the images' tower
 
@@ -84,13 +87,19 @@ class Generic(Family):
         return found[layer]
 
     def tower_blocks(self, modality: str = "image") -> list[Block]:
-        if self.merging or self.resampled:
+        if self.resampled:
             raise self.no_groups("makes one token of several patches, so no token has a group's value")
         tower = tower_of(self.base, self.towers[modality])
-        layers = layers_of(tower, PRE_NORM)
+        layers = layers_of(tower, tuple(KNOWN))
         if not layers:
-            raise self.no_groups(f"has a {type(tower).__name__}, whose layers are none of {', '.join(PRE_NORM)}")
-        return [pre_norm(layer) for layer in layers]
+            raise self.no_groups(f"has a {type(tower).__name__}, whose layers are not known here")
+        blocks = [KNOWN[type(layer).__name__](layer) for layer in layers]
+        if blocks[0].weigh is not None and not self.packs:
+            raise self.no_groups("packs pictures into one sequence, of which only the Qwen-VL line's is known here")
+        return blocks
+
+    def tower_units(self, run: TowerRun) -> Units:
+        return Units(self.tower_cls)
 
     def read_blocks(self, run: TowerRun, blocks: int) -> int:
         for name in ("vision_feature_layer", "vision_feature_layers"):
@@ -217,6 +226,30 @@ class Merging(Generic):
     """One token a square block of patches, in reading order (pooling, pixel shuffle)."""
 
     merging = True
+
+    def side(self, patches: int) -> int | None:
+        """Of ``patches`` along a tile's side, how many form the side of a token; None where the config says nothing."""
+        config = self.base.config
+        if hasattr(config, "downsample_ratio"):
+            return round(1 / config.downsample_ratio)
+        if hasattr(config, "mm_tokens_per_image"):
+            return patches // math.isqrt(config.mm_tokens_per_image)
+        return getattr(config, "scale_factor", getattr(config, "downsample_factor", None))
+
+    def tower_units(self, run: TowerRun) -> Units:
+        grid = self.patch_grid(run)
+        side = None if grid is None else self.side(grid[0])
+        if grid is None or side is None or grid[0] % side or grid[1] % side:
+            raise self.no_groups("does not say which patches of its tower become one token")
+        return Blocks(self.tower_cls, grid[0] // side, grid[1] // side, side)
+
+    def groups(self, run: TowerRun, signal: TowerGroups) -> list[Tensor]:
+        owner = torch.cat(run.captured[signal])
+        first = owner.shape[1] * torch.arange(len(owner), device=owner.device)[:, None]
+        units = (owner + first)[:, self.tower_cls :]
+        if [len(one) for one in units] != run.counts:
+            raise self.no_groups(f"makes {run.counts} tokens of {units.shape[1]} units a tile")
+        return list(units)
 
 
 def argument(run: TowerRun, *names: str) -> Any:
