@@ -137,7 +137,7 @@ def test_a_run_without_any_answer_fails(ask, data):
         (["--dtype", "int8"], "float32"),
         (["--device", "gpu7"], "give cpu or auto"),
         (["--model", "./none"], "does not exist"),
-        (["--benchmark", "easy_vqa"], "either --data"),
+        (["--benchmarks", "easy_vqa"], "either --data"),
         (["--prompt", "what ?"], "{question}"),
     ],
 )

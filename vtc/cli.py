@@ -75,11 +75,16 @@ def resume_command() -> str:
 @user_errors
 def evaluate(
     model: Model,
-    output: Annotated[Path, typer.Option(help="The run folder. Give it again to go on after an interruption.")],
+    output: Annotated[
+        Path, typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
-    benchmark: Annotated[str, typer.Option(help="A named benchmark: scenes, easy_vqa.")] = "",
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
-    split: Annotated[str, typer.Option(help="The benchmark's split.")] = "test",
+    benchmarks: Annotated[str, typer.Option(help="Named benchmarks, comma separated: scenes, easy_vqa.")] = "",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The benchmarks' split.")] = "test",
     methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
     budgets: Annotated[
         str, typer.Option(help="Tokens a picture (64) or shares (0.5, 25%), comma separated.")
@@ -116,8 +121,11 @@ def evaluate(
         vtc eval --model llava-hf/llava-1.5-7b-hf --data questions.jsonl
             --methods visionzip,divprune+share --budgets 64,128 --output runs/mine
 
-        vtc eval --model ./my-vlm --benchmark easy_vqa --data-dir easy_vqa
+        vtc eval --model ./my-vlm --benchmarks easy_vqa --data-dir easy_vqa
             --methods all --budgets 0.5,0.25 --output runs/easy
+
+        vtc eval --model ./my-vlm --benchmarks scenes,easy_vqa --data-dir data
+            --methods visionzip,divprune --budgets 64 --output runs/both
 
         vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
             --prompt "{question} Answer in one word." --output runs/fastv
@@ -125,23 +133,21 @@ def evaluate(
     Killed at any moment, the same command goes on where it stopped. Exit code 1: a bad sample, file or model;
     2: a run folder with other settings or another writer.
     """
-    if bool(data) == bool(benchmark):
-        raise VTCError("give either --data questions.jsonl or --benchmark NAME")
-    from vtc.eval import cells
-    from vtc.eval.benchmarks import registry
+    if bool(data) == bool(benchmarks):
+        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    from vtc.eval import cells, suite
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
-    from vtc.eval.run import evaluate as run
 
-    source = registry["jsonl" if data else benchmark](data=data, data_dir=data_dir, split=split, seed=seed, limit=limit)
+    sources = suite.parse(benchmarks or "jsonl", data_dir, data=data, split=split, seed=seed, limit=limit)
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
     vlm, processor = load(model, dtype, device, attn)
-    results = run(
+    runs = suite.evaluate_all(
         vlm,
         processor,
-        source,
+        sources,
         specs,
         values,
         output,
@@ -155,9 +161,13 @@ def evaluate(
         overlays=overlays,
         name=model,
     )
-    tell(results)
-    if not any(cell.get("questions") for cell in results.summary["cells"].values()):
-        raise VTCError(f"no question could be answered; see {results.folder / 'results.jsonl'}")
+    for results in runs:
+        tell(results)
+    if len(runs) > 1:
+        typer.echo(f"all benchmarks: {output / 'table.md'}")
+    for results in runs:
+        if not any(cell.get("questions") for cell in results.summary["cells"].values()):
+            raise VTCError(f"no question could be answered; see {results.folder / 'results.jsonl'}")
 
 
 @app.command()
