@@ -102,9 +102,7 @@ def evaluate(
     ] = 9,
     timing_batch: Annotated[int, typer.Option(min=1, help="Questions in a timed prefill.")] = 1,
     overlays: Annotated[int, typer.Option(min=0, help="Pictures to draw with the patches each method kept.")] = 4,
-    allow_errors: Annotated[
-        bool, typer.Option("--allow-errors", help="Go on past bad samples; they are counted, not scored.")
-    ] = False,
+    allow_errors: Annotated[bool, typer.Option("--allow-errors", help="Exit code 0 although samples failed.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a folder that holds another run.")
     ] = False,
@@ -130,8 +128,10 @@ def evaluate(
         vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
             --prompt "{question} Answer in one word." --output runs/fastv
 
-    Killed at any moment, the same command goes on where it stopped. Exit code 1: a bad sample, file or model;
-    2: a run folder with other settings or another writer.
+    Killed at any moment, the same command goes on where it stopped. A sample that cannot be read, or fits no memory
+    even alone, is recorded as an error, counted and not scored; it is not tried again unless --overwrite starts over.
+    The run goes on, unless the first 20 samples all fail. Exit code 1: such errors without --allow-errors, a bad file
+    or model; 2: a run folder with other settings or another writer.
     """
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
@@ -154,7 +154,6 @@ def evaluate(
         batch_size=batch_size,
         template=prompt,
         max_new_tokens=max_new_tokens,
-        allow_errors=allow_errors,
         overwrite=overwrite,
         timing_batch=timing_batch,
         repeats=timing_repeats,
@@ -165,9 +164,7 @@ def evaluate(
         tell(results)
     if len(runs) > 1:
         typer.echo(f"all benchmarks: {output / 'table.md'}")
-    for results in runs:
-        if not any(cell.get("questions") for cell in results.summary["cells"].values()):
-            raise VTCError(f"no question could be answered; see {results.folder / 'results.jsonl'}")
+    check_errors(runs, allow_errors)
 
 
 @app.command()
@@ -250,6 +247,22 @@ def tell(results: Any) -> None:
         wide.print(note, style="dim", markup=False, highlight=False)
     made = sorted(p.name for p in results.folder.iterdir() if not p.name.startswith("."))
     typer.echo(f"{results.folder}: {', '.join(made)}")
+
+
+def check_errors(runs: list[Any], allow: bool) -> None:
+    """Raises when nothing was answered, or when answers are missing and that is not allowed; names the first errors."""
+    from vtc.eval.journal import first_errors
+
+    for results in runs:
+        cells = results.summary["cells"].values()
+        failed, answered = (sum(cell.get(key, 0) for cell in cells) for key in ("errors", "questions"))
+        if not failed and answered or answered and allow:
+            continue
+        first = "; ".join(first_errors(results.folder / "results.jsonl", 3)) or "there are no questions"
+        count = f"{failed} answers are missing" if answered else "no question could be answered"
+        raise VTCError(
+            f"{results.folder}: {count}, first: {first} (kept until --overwrite; --allow-errors passes over some)"
+        )
 
 
 def main() -> None:

@@ -57,6 +57,10 @@ class Journal:
         else:
             self.done[line["cell"]].add(line["id"])
 
+    @property
+    def empty(self) -> bool:
+        return not self.closed and not any(self.done.values())
+
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write lines whose question that cell has not answered yet; the others are skipped."""
         fresh = [line for line in lines if "closed" in line or line["id"] not in self.done[line["cell"]]]
@@ -132,6 +136,15 @@ def mend(path: Path) -> None:
                 return
             end = start
         stream.truncate(0)
+
+
+def first_errors(path: Path, count: int) -> list[str]:
+    """The reasons of the first ``count`` different errors."""
+    reasons = (line["error"] for line in read(path) if "error" in line)
+    found: dict[str, None] = {}
+    while len(found) < count and (reason := next(reasons, None)) is not None:
+        found[reason] = None
+    return list(found)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
