@@ -68,7 +68,9 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def resume_command() -> str:
     """The command that was given, without ``--overwrite``, which would start over."""
-    return shlex.join(["vtc", *(a for a in sys.argv[1:] if a != "--overwrite")])
+    ranks = os.environ.get("WORLD_SIZE")
+    start = ["torchrun", "--nproc_per_node", ranks, "-m", "vtc.cli"] if ranks else ["vtc"]
+    return shlex.join([*start, *(a for a in sys.argv[1:] if a != "--overwrite")])
 
 
 @app.command("eval")
@@ -128,6 +130,10 @@ def evaluate(
         vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
             --prompt "{question} Answer in one word." --output runs/fastv
 
+        torchrun --nproc_per_node 4 -m vtc.cli eval --model ./my-vlm --data q.jsonl
+            --methods divprune --budgets 64 --output runs/four
+
+    torchrun deals the batches to its processes, a GPU each; the results are those of one process.
     Killed at any moment, the same command goes on where it stopped. A sample that cannot be read, or fits no memory
     even alone, is recorded as an error, counted and not scored; it is not tried again unless --overwrite starts over.
     The run goes on, unless the first 20 samples all fail. Exit code 1: such errors without --allow-errors, a bad file
@@ -135,7 +141,7 @@ def evaluate(
     """
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
-    from vtc.eval import cells, suite
+    from vtc.eval import cells, ranks, suite
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
 
@@ -143,6 +149,7 @@ def evaluate(
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
+    world = ranks.join()
     vlm, processor = load(model, dtype, device, attn)
     runs = suite.evaluate_all(
         vlm,
@@ -151,6 +158,7 @@ def evaluate(
         specs,
         values,
         output,
+        world=world,
         batch_size=batch_size,
         template=prompt,
         max_new_tokens=max_new_tokens,
@@ -160,6 +168,8 @@ def evaluate(
         overlays=overlays,
         name=model,
     )
+    if not world.first:
+        return
     for results in runs:
         tell(results)
     if len(runs) > 1:
@@ -270,3 +280,7 @@ def main() -> None:
     # Threads that spin while they wait made a run 17 times slower on cores that others used too (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which comes later
     app(prog_name="vtc")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.eval import plots  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
-from vtc.eval.journal import Journal  # noqa: E402
+from vtc.eval.journal import Journal, encode  # noqa: E402
 from vtc.eval.run import evaluate  # noqa: E402
 
 
@@ -40,9 +40,8 @@ def die_at(point: tuple[int, str]) -> None:
         nonlocal calls
         calls += 1
         if calls == number and moment == "torn":
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            text = b"".join(map(encode, lines))
             self._stream.write(text[: len(text) * 2 // 3])
-            self._stream.flush()
         if calls == number and moment != "after":
             os.kill(os.getpid(), signal.SIGKILL)
         append(self, lines)

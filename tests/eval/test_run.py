@@ -251,5 +251,7 @@ def test_without_methods_only_the_unpatched_model_is_asked(go, rows, write_rows)
     assert results.summary["order"] == ["unpatched"]
 
 
-def test_chunks_have_fixed_borders():
-    assert list(runs.chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+def test_batches_have_fixed_borders():
+    found = list(runs.batches(iter("abcdefg"), 3))
+    assert [batch.samples for batch in found] == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
+    assert [(batch.index, batch.rows) for batch in found] == [(0, [0, 1, 2]), (1, [3, 4, 5]), (2, [6])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from vtc.eval.cells import Cell, plan
 from vtc.eval.describe import describe
 from vtc.eval.files import write_json
 from vtc.eval.generate import Answerer
-from vtc.eval.journal import Journal
-from vtc.eval.runner import Runner
+from vtc.eval.journal import ALONE, Journal
+from vtc.eval.ranks import World
+from vtc.eval.runner import Batch, Runner
 from vtc.eval.summary import summarise
 
 COST_PROBES = 4
@@ -53,13 +54,15 @@ def evaluate(
     overlays: int = 4,
     progress: bool = True,
     name: str = "",
+    world: World = ALONE,
 ) -> Results:
     """Ask ``benchmark`` of the unpatched model and of every method at every budget; write tables into ``output``.
 
     A run that was interrupted goes on where it stopped when called again with the same settings. ``max_new_tokens``:
     the longest answer (None: the benchmark's own); ``timing_batch``: questions in a timed batch; ``repeats``: timed
     turns (0 = no timing); ``overlays``: pictures drawn. Bad samples are counted, never scored; ``DataError`` where the
-    first 20 all are. ``RunRefused`` for a folder of another run.
+    first 20 all are. ``RunRefused`` for a folder of another run. Of several ranks (``world``), which share the folder
+    and ask in turn, only the first has results to give.
     """
     if batch_size < 1:
         raise DataError(f"batch size {batch_size} is below 1; the least is 1")
@@ -69,14 +72,17 @@ def evaluate(
     longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     answerer = Answerer(model.eval(), processor, benchmark.frame, template, longest)
     config = describe(answerer, benchmark, cells, name, batch_size)
-    with Journal(Path(output), config, overwrite) as journal:
-        quiet = None if progress else True  # None: quiet unless a person watches
+    with Journal(Path(output), config, overwrite, world) as journal:
+        quiet = None if progress and world.first else True  # None: quiet unless a person watches
         with tqdm(total=(benchmark.count() or 0) * len(cells) or None, unit="q", disable=quiet) as bar:
             runner = Runner(answerer, benchmark, cells, journal, bar)
-            for samples in chunks(benchmark.samples(), batch_size):
-                runner.batch(samples)
+            for batch in batches(benchmark.samples(), batch_size):
+                if world.mine(batch.index):
+                    runner.batch(batch)
             runner.finish()
-        journal.sync()
+        journal.finish()
+        if not world.first:
+            return Results(journal.folder, {}, {})
         open_cells = [cell for cell in cells if cell.name not in journal.closed]
         measured = measurements(
             answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
@@ -88,10 +94,12 @@ def evaluate(
     return results
 
 
-def chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+def batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
     """Batches whose borders never move."""
-    while batch := list(islice(samples, size)):
-        yield batch
+    for index, start in enumerate(count(0, size)):
+        if not (chosen := list(islice(samples, size))):
+            return
+        yield Batch(index, list(range(start, start + len(chosen))), chosen)
 
 
 def measurements(

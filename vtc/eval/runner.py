@@ -19,6 +19,15 @@ from vtc.eval.journal import Journal
 HOPELESS = 20  # samples that fail before any answer: the data folder is wrong, or the model cannot be asked this way
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are asked at once, always the same ones. ``rows``: their places in the benchmark, ascending."""
+
+    index: int
+    rows: list[int]
+    samples: list[Sample]
+
+
 @dataclass
 class Runner:
     """Asks one batch after the other of every cell that has not answered it."""
@@ -30,32 +39,34 @@ class Runner:
     bar: tqdm
     held: list[dict[str, Any]] = field(default_factory=list)
 
-    def batch(self, samples: list[Sample]) -> None:
+    def batch(self, batch: Batch) -> None:
         """Pictures are decoded once for all cells. A batch is asked whole even when part of it is answered, so that an
         interrupted run computes the same numbers as one that was not."""
-        todo = [cell for cell in self.cells if self.missing(cell, samples)]
-        self.bar.update(len(samples) * (len(self.cells) - len(todo)))
+        todo = [cell for cell in self.cells if self.journal.missing(cell.name, batch.index, batch.rows)]
+        self.bar.update(len(batch.rows) * (len(self.cells) - len(todo)))
         if not todo:
             return
-        asked, bad = self.load(samples)
+        asked, bad = self.load(batch.samples)
         inputs = self.inputs(asked)
+        row = {sample.id: row for sample, row in zip(batch.samples, batch.rows, strict=True)}
         for cell in todo:
             self.bar.set_postfix_str(cell.name)
             try:
                 lines = self.ask(cell, asked, inputs)
             except (BudgetError, UnsupportedModel) as error:
-                closed = {"cell": cell.name, "closed": str(error), "least": getattr(error, "least", None)}
-                self.record([closed])
+                lines = [{"closed": str(error), "least": getattr(error, "least", None)}]
             else:
-                self.record([error_line(cell, sample, reason) for sample, reason in bad] + lines)
-            self.bar.update(len(samples))
+                lines += [error_line(sample, reason) for sample, reason in bad]
+                lines = sorted(({"row": row[line["id"]]} | line for line in lines), key=lambda line: line["row"])
+            self.record([{"cell": cell.name, "batch": batch.index} | line for line in lines])
+            self.bar.update(len(batch.rows))
 
     def record(self, lines: list[dict[str, Any]]) -> None:
         """Errors before the first answer are held back, so that a run that can answer nothing leaves nothing behind."""
         self.held += lines
         if not self.journal.empty or not all("error" in line for line in lines):
             return self.finish()
-        reasons = {line["id"]: line["error"] for line in self.held}
+        reasons = {line["row"]: line["error"] for line in self.held}
         if len(reasons) >= HOPELESS:
             first = next(iter(reasons.values()))
             raise DataError(f"the first {len(reasons)} samples all failed, so the run stops; the first: {first}")
@@ -64,10 +75,6 @@ class Runner:
         """Write what is held."""
         self.journal.append(self.held)
         self.held = []
-
-    def missing(self, cell: Cell, samples: list[Sample]) -> bool:
-        done = self.journal.done[cell.name]
-        return cell.name not in self.journal.closed and any(sample.id not in done for sample in samples)
 
     def load(self, samples: list[Sample]) -> tuple[list[Asked], list[tuple[Sample, str]]]:
         """The samples that can be asked, and those that cannot with the reason."""
@@ -95,7 +102,7 @@ class Runner:
             with measure.entered(self.answerer.model, cell):
                 texts = self.answerer.answers(inputs)
                 tokens = self.tokens(cell, asked, inputs)
-            return [self.line(cell, *each) for each in zip(asked, texts, tokens, strict=True)]
+            return [self.line(*each) for each in zip(asked, texts, tokens, strict=True)]
         except Exception as error:
             if isinstance(error, VTCError) and not isinstance(error, DataError):
                 raise
@@ -108,7 +115,7 @@ class Runner:
             return self.ask(cell, asked[:half]) + self.ask(cell, asked[half:])
         sample = asked[0].sample
         reason = f"{sample.where}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
-        return [error_line(cell, sample, reason)]
+        return [error_line(sample, reason)]
 
     def tokens(self, cell: Cell, asked: list[Asked], inputs: Any) -> list[float]:
         """Layer-averaged vision tokens a picture, for each question."""
@@ -120,12 +127,12 @@ class Runner:
             rows = [float(n) for n in self.answerer.vision_rows(inputs)]
         return [row / max(len(a.pictures), 1) for row, a in zip(rows, asked, strict=True)]
 
-    def line(self, cell: Cell, asked: Asked, answer: str, tokens: float) -> dict[str, Any]:
+    def line(self, asked: Asked, answer: str, tokens: float) -> dict[str, Any]:
         sample = asked.sample
         score = self.benchmark.score(answer, sample)
         said = {"answer": answer, "expected": list(sample.answers), "score": score, "tokens": tokens}
-        return {"cell": cell.name, "id": sample.id, "type": sample.type, "group": sample.group, **said}
+        return {"id": sample.id, "type": sample.type, "group": sample.group, **said}
 
 
-def error_line(cell: Cell, sample: Sample, reason: str) -> dict[str, Any]:
-    return {"cell": cell.name, "id": sample.id, "type": sample.type, "group": sample.group, "error": reason}
+def error_line(sample: Sample, reason: str) -> dict[str, Any]:
+    return {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}

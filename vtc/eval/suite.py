@@ -11,6 +11,8 @@ from vtc.errors import DataError
 from vtc.eval import tables
 from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.files import write_text
+from vtc.eval.journal import ALONE
+from vtc.eval.ranks import World
 from vtc.eval.run import Results, evaluate
 
 
@@ -32,14 +34,18 @@ def evaluate_all(
     methods: Sequence[str],
     budgets: Sequence[int | float],
     output: Path,
+    world: World = ALONE,
     **options: Any,
 ) -> list[Results]:
     """``evaluate`` on each benchmark: one writes into ``output``, several into ``output/<name>``, with ``table.md``
     over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes on."""
+    options["world"] = world
     if len(benchmarks) == 1:
         return [evaluate(model, processor, benchmarks[0], methods, budgets, output, **options)]
     runs = [evaluate(model, processor, b, methods, budgets, output / b.name, **options) for b in benchmarks]
-    write_text(output / "table.md", markdown({b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}))
+    if world.first:
+        summaries = {b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}
+        write_text(output / "table.md", markdown(summaries))
     return runs
 
 
