@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ import vtc
 from vtc.errors import DataError, VTCError
 from vtc.eval import journal as journals
 from vtc.eval import measure, outputs
-from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.benchmarks import Benchmark
+from vtc.eval.buckets import batches
 from vtc.eval.cells import Cell, plan
 from vtc.eval.describe import describe
 from vtc.eval.files import write_json
 from vtc.eval.generate import Answerer
 from vtc.eval.journal import ALONE, Journal
 from vtc.eval.ranks import World
-from vtc.eval.runner import Batch, Runner
+from vtc.eval.runner import Runner
 from vtc.eval.summary import summarise
 
 COST_PROBES = 4
@@ -76,7 +77,7 @@ def evaluate(
         quiet = None if progress and world.first else True  # None: quiet unless a person watches
         with tqdm(total=(benchmark.count() or 0) * len(cells) or None, unit="q", disable=quiet) as bar:
             runner = Runner(answerer, benchmark, cells, journal, bar)
-            for batch in batches(benchmark.samples(), batch_size):
+            for batch in batches(benchmark, batch_size):
                 if world.mine(batch.index):
                     runner.batch(batch)
             runner.finish()
@@ -92,14 +93,6 @@ def evaluate(
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results
-
-
-def batches(samples: Iterator[Sample], size: int) -> Iterator[Batch]:
-    """Batches whose borders never move."""
-    for index, start in enumerate(count(0, size)):
-        if not (chosen := list(islice(samples, size))):
-            return
-        yield Batch(index, list(range(start, start + len(chosen))), chosen)
 
 
 def measurements(

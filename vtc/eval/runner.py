@@ -12,20 +12,12 @@ import vtc
 from vtc.errors import BudgetError, DataError, UnsupportedModel, VTCError
 from vtc.eval import measure
 from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.buckets import Batch
 from vtc.eval.cells import Cell
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.journal import Journal
 
 HOPELESS = 20  # samples that fail before any answer: the data folder is wrong, or the model cannot be asked this way
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples that are asked at once, always the same ones. ``rows``: their places in the benchmark, ascending."""
-
-    index: int
-    rows: list[int]
-    samples: list[Sample]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from PIL import Image
 from vtc.errors import DataError
 from vtc.eval.benchmarks import register
 from vtc.eval.benchmarks.base import Benchmark, Sample, hash_file
-from vtc.eval.images import load_image
+from vtc.eval.images import load_image, pixels
 
 MAX_LINE = 1_000_000  # bytes
 MAX_IMAGES = 64
@@ -58,6 +58,9 @@ class JSONL(Benchmark):
 
     def pictures(self, sample: Sample) -> list[Image.Image]:
         return [load_image(image, self.root, where=sample.where) for image in sample.images]
+
+    def pixels(self, sample: Sample) -> int:
+        return sum(pixels(image, self.root) for image in sample.images)
 
     def count(self) -> int:
         return sum(1 for _ in islice(lines(self.file), self.limit))
