@@ -9,11 +9,12 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError
-from vtc.eval.files import write_atomic, write_json
+from vtc.eval.files import ROOM, write_atomic, write_json
 from vtc.eval.ranks import World
 
 SYNC_SECONDS = 5.0
@@ -73,8 +74,8 @@ class Journal:
             for line in read(self.path):
                 self._note(line)
             world.wait()  # everyone has read it
-            own = self._part(world.rank) if self._part(0).exists() else self.path
-            self._stream = open(own, "ab", buffering=0)  # lives as long as the journal
+            self.own = self._part(world.rank) if self._part(0).exists() else self.path
+            self._stream = open(self.own, "ab", buffering=0)  # lives as long as the journal
         except BaseException:
             self._unlock()
             raise
@@ -146,9 +147,13 @@ class Journal:
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write lines whose row that cell has not answered yet; the others are skipped."""
         fresh = [line for line in lines if "closed" in line or line["row"] not in self.done[line["cell"]]]
+        try:
+            write_all(self._stream, b"".join(map(encode, fresh)))
+        except OSError as error:
+            mend(self.own)
+            raise VTCError(f"{self.own} cannot be written ({error.strerror}); {ROOM}") from None
         for line in fresh:
             self._note(line)
-        self._stream.write(b"".join(map(encode, fresh)))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
@@ -180,6 +185,12 @@ class Journal:
     def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
+
+
+def write_all(stream: RawIOBase, data: bytes) -> None:
+    """A full disk takes a part first, and refuses the rest."""
+    while data:
+        data = data[stream.write(data) :]
 
 
 def encode(line: dict[str, Any]) -> bytes:
