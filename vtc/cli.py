@@ -261,7 +261,7 @@ def tell(results: Any) -> None:
 
 def check_errors(runs: list[Any], allow: bool) -> None:
     """Raises when nothing was answered, or when answers are missing and that is not allowed; names the first errors."""
-    from vtc.eval.journal import first_errors
+    from vtc.eval.lines import first_errors
 
     for results in runs:
         cells = results.summary["cells"].values()

@@ -21,7 +21,8 @@ torch.set_num_threads(1)
 from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.eval import plots  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
-from vtc.eval.journal import Journal, encode  # noqa: E402
+from vtc.eval.journal import Journal  # noqa: E402
+from vtc.eval.lines import encode  # noqa: E402
 from vtc.eval.run import evaluate  # noqa: E402
 
 

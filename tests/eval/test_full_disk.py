@@ -12,7 +12,8 @@ from vtc.errors import VTCError
 from vtc.eval import plots
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.files import write_text
-from vtc.eval.journal import Journal, read, write_all
+from vtc.eval.journal import Journal
+from vtc.eval.lines import read, write_all
 from vtc.eval.run import evaluate
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False, "max_new_tokens": 4}

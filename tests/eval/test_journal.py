@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from vtc.eval.journal import Journal, RunRefused, read
+from vtc.eval.journal import Journal
+from vtc.eval.lines import RunRefused, read
 
 
 def line(cell, identity, **more):

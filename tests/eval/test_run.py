@@ -14,7 +14,7 @@ from vtc.errors import DataError, VTCError
 from vtc.eval import plots
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.generate import Answerer
-from vtc.eval.journal import RunRefused, first_errors, read
+from vtc.eval.lines import RunRefused, first_errors, read
 from vtc.eval.run import evaluate
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False, "max_new_tokens": 4}

@@ -9,24 +9,18 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError
 from vtc.eval.files import ROOM, write_atomic, write_json
+from vtc.eval.lines import RunRefused, encode, mend, read, write_all
 from vtc.eval.ranks import World
 
 SYNC_SECONDS = 5.0
 OURS = ("results*.jsonl", "config.json", "summary.json", "measured.json", "table.md", "pareto.png", "overlays/*.png")
-FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
-
-
 ALONE = World()
-
-
-class RunRefused(VTCError):
-    """A run folder that must not be written: another writer, other settings, or files that are not ours to mend."""
+FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 
 
 class Rows:
@@ -71,7 +65,7 @@ class Journal:
             if world.first:
                 self._prepare(config, overwrite)
             world.wait()  # the folder is ready
-            for line in read(self.path):
+            for line in self._read(self.path):
                 self._note(line)
             world.wait()  # everyone has read it
             self.own = self._part(world.rank) if self._part(0).exists() else self.path
@@ -108,13 +102,13 @@ class Journal:
         end: done twice, it changes nothing."""
         files = [self.path, *self._parts()]
         closed: dict[str, int] = {}
-        for line in (line for path in files for line in read(path) if "closed" in line):
+        for line in (line for path in files for line in self._read(path) if "closed" in line):
             closed[line["cell"]] = min(line["batch"], closed.get(line["cell"], line["batch"]))
 
         def write(path: Path) -> None:
             last = None
             with open(path, "wb") as stream:
-                for line in heapq.merge(*map(read, files), key=self._key):
+                for line in heapq.merge(*map(self._read, files), key=self._key):
                     key, end = self._key(line), closed.get(line["cell"], math.inf)
                     if key != last and (line["batch"] < end or "closed" in line and line["batch"] == end):
                         stream.write(encode(line))
@@ -125,9 +119,13 @@ class Journal:
     def _key(self, line: dict[str, Any]) -> tuple[int, int, int]:
         return line["batch"], self.order[line["cell"]], line.get("row", -1)
 
+    def _read(self, path: Path) -> Iterator[dict[str, Any]]:
+        for line in read(path):
+            if line["cell"] not in self.order:
+                raise RunRefused(f"{path}: {line['cell']!r} is no cell of this run; start over with --overwrite")
+            yield line
+
     def _note(self, line: dict[str, Any]) -> None:
-        if line["cell"] not in self.order:
-            raise RunRefused(f"{self.path}: {line['cell']!r} is no cell of this run; start over with --overwrite")
         if "closed" in line:
             self.closed[line["cell"]] = min(line["batch"], self.closed.get(line["cell"], line["batch"]))
         elif line["row"] in self.done[line["cell"]]:
@@ -170,7 +168,7 @@ class Journal:
         self._merge()
         for path in reversed(self._parts()):  # the first rank's goes last: while it is there, gaps are possible
             path.unlink()
-        for line in read(self.path):
+        for line in self._read(self.path):
             if "closed" in line:
                 self._note(line)
 
@@ -185,16 +183,6 @@ class Journal:
     def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
-
-
-def write_all(stream: RawIOBase, data: bytes) -> None:
-    """A full disk takes a part first, and refuses the rest."""
-    while data:
-        data = data[stream.write(data) :]
-
-
-def encode(line: dict[str, Any]) -> bytes:
-    return (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
 
 
 def lock(folder: Path) -> int:
@@ -232,45 +220,3 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     if keys:
         changes = "; ".join(f"{key}: {there.get(key)!r:.160} there, {config.get(key)!r:.160} asked" for key in keys)
         raise RunRefused(f"{folder} holds a run with other settings ({changes}); give another --output, or --overwrite")
-
-
-def mend(path: Path) -> None:
-    """Cut off a torn last line, which a killed writer may leave."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as stream:
-        end = stream.seek(0, os.SEEK_END)
-        while end:
-            start = max(end - 65536, 0)
-            stream.seek(start)
-            found = stream.read(end - start).rfind(b"\n")
-            if found >= 0:
-                stream.truncate(start + found + 1)
-                return
-            end = start
-        stream.truncate(0)
-
-
-def first_errors(path: Path, count: int) -> list[str]:
-    """The reasons of the first ``count`` different errors."""
-    reasons = (line["error"] for line in read(path) if "error" in line)
-    found: dict[str, None] = {}
-    while len(found) < count and (reason := next(reasons, None)) is not None:
-        found[reason] = None
-    return list(found)
-
-
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a results file, streamed."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        for number, text in enumerate(stream, 1):
-            try:
-                line = json.loads(text)
-                whole = "closed" in line or isinstance(line["id"], str) and isinstance(line["row"], int)
-                if not whole or not isinstance(line["cell"], str) or not isinstance(line["batch"], int):
-                    raise ValueError("no cell, batch, row and id")
-            except (ValueError, TypeError, KeyError) as error:
-                raise RunRefused(f"{path}:{number} is damaged ({error}); start over with --overwrite") from None
-            yield line

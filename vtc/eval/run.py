@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 import vtc
 from vtc.errors import DataError, VTCError
-from vtc.eval import journal as journals
-from vtc.eval import measure, outputs
+from vtc.eval import lines, measure, outputs
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.buckets import batches
 from vtc.eval.cells import Cell, plan
@@ -75,7 +74,8 @@ def evaluate(
     config = describe(answerer, benchmark, cells, name, batch_size)
     with Journal(Path(output), config, overwrite, world) as journal:
         quiet = None if progress and world.first else True  # None: quiet unless a person watches
-        with tqdm(total=(benchmark.count() or 0) * len(cells) or None, unit="q", disable=quiet) as bar:
+        total = (benchmark.count() or 0) * len(cells) // world.size
+        with tqdm(total=total or None, unit="q", disable=quiet) as bar:
             runner = Runner(answerer, benchmark, cells, journal, bar)
             for batch in batches(benchmark, batch_size):
                 if world.mine(batch.index):
@@ -89,7 +89,7 @@ def evaluate(
             answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
         )
         costs = {name: entry["cost"] for name, entry in measured.items()}
-        summary = summarise(journals.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
+        summary = summarise(lines.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results
