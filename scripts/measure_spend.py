@@ -1,6 +1,6 @@
 """Spending by need on the testbed, beside the same method with an equal count: python scripts/measure_spend.py.
 
-Levels are calibrated on pictures of the train split, questions are those of the dev split (as ``vtc eval --benchmark
+Levels are calibrated on pictures of the train split, questions are those of the dev split (as ``vtc eval --benchmarks
 scenes --split dev`` asks them). The difference is paired: the same questions, one standard error of its mean.
 """
 

@@ -1,4 +1,4 @@
-r"""Trains a tiny LLaVA on easy-VQA's train split, for `vtc eval --benchmark easy_vqa`; the test split is never read.
+r"""Trains a tiny LLaVA on easy-VQA's train split, for `vtc eval --benchmarks easy_vqa`; the test split is never read.
 
 OMP_NUM_THREADS=1 python scripts/train_easy_vqa.py --minutes 16 \
     --data-dir ../shared/data/easy_vqa --output runs/easy_vqa_model

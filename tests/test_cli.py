@@ -117,7 +117,9 @@ def test_a_bad_sample_ends_with_1_or_is_counted(ask, data):
     with open(data, "a") as stream:
         stream.write('\n{"id": "x"}\n')
     result = ask()
-    assert result.exit_code == 1 and "q.jsonl:5: question is None" in result.output
+    error = result.output.splitlines()[-1]
+    assert result.exit_code == 1 and "2 answers are missing" in error and "q.jsonl:5: question is None" in error
+    assert (data.parent / "out" / "table.md").exists()  # the run went on to its end
     result = ask("--allow-errors")
     assert result.exit_code == 0 and "2 answers are missing" in " ".join(result.output.split())
 
@@ -125,7 +127,7 @@ def test_a_bad_sample_ends_with_1_or_is_counted(ask, data):
 def test_a_run_without_any_answer_fails(ask, data):
     data.write_text('{"id": "x"}\n')
     result = ask("--allow-errors")
-    assert result.exit_code == 1 and "no question could be answered" in result.output
+    assert result.exit_code == 1 and "no question could be answered, first: q.jsonl:1: " in result.output
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_a_run_without_any_answer_fails(ask, data):
         (["--dtype", "int8"], "float32"),
         (["--device", "gpu7"], "give cpu or auto"),
         (["--model", "./none"], "does not exist"),
-        (["--benchmark", "easy_vqa"], "either --data"),
+        (["--benchmarks", "easy_vqa"], "either --data"),
         (["--prompt", "what ?"], "{question}"),
     ],
 )

@@ -70,18 +70,25 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def resume_command() -> str:
     """The command that was given, without ``--overwrite``, which would start over."""
-    return shlex.join(["vtc", *(a for a in sys.argv[1:] if a != "--overwrite")])
+    ranks = os.environ.get("WORLD_SIZE")
+    start = ["torchrun", "--nproc_per_node", ranks, "-m", "vtc.cli"] if ranks else ["vtc"]
+    return shlex.join([*start, *(a for a in sys.argv[1:] if a != "--overwrite")])
 
 
 @app.command("eval")
 @user_errors
 def evaluate(
     model: Model,
-    output: Annotated[Path, typer.Option(help="The run folder. Give it again to go on after an interruption.")],
+    output: Annotated[
+        Path, typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on.")
+    ],
     data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
-    benchmark: Annotated[str, typer.Option(help="A named benchmark: scenes, easy_vqa.")] = "",
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
-    split: Annotated[str, typer.Option(help="The benchmark's split.")] = "test",
+    benchmarks: Annotated[str, typer.Option(help="Named benchmarks, comma separated: scenes, easy_vqa.")] = "",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="The benchmarks' split.")] = "test",
     methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
     budgets: Annotated[
         str, typer.Option(help="Tokens a picture (64) or shares (0.5, 25%), comma separated.")
@@ -99,9 +106,7 @@ def evaluate(
     ] = 9,
     timing_batch: Annotated[int, typer.Option(min=1, help="Questions in a timed prefill.")] = 1,
     overlays: Annotated[int, typer.Option(min=0, help="Pictures to draw with the patches each method kept.")] = 4,
-    allow_errors: Annotated[
-        bool, typer.Option("--allow-errors", help="Go on past bad samples; they are counted, not scored.")
-    ] = False,
+    allow_errors: Annotated[bool, typer.Option("--allow-errors", help="Exit code 0 although samples failed.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a folder that holds another run.")
     ] = False,
@@ -118,48 +123,60 @@ def evaluate(
         vtc eval --model llava-hf/llava-1.5-7b-hf --data questions.jsonl
             --methods visionzip,divprune+share --budgets 64,128 --output runs/mine
 
-        vtc eval --model ./my-vlm --benchmark easy_vqa --data-dir easy_vqa
+        vtc eval --model ./my-vlm --benchmarks easy_vqa --data-dir easy_vqa
             --methods all --budgets 0.5,0.25 --output runs/easy
+
+        vtc eval --model ./my-vlm --benchmarks scenes,easy_vqa --data-dir data
+            --methods visionzip,divprune --budgets 64 --output runs/both
 
         vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
             --prompt "{question} Answer in one word." --output runs/fastv
 
-    Killed at any moment, the same command goes on where it stopped. Exit code 1: a bad sample, file or model;
-    2: a run folder with other settings or another writer.
+        torchrun --nproc_per_node 4 -m vtc.cli eval --model ./my-vlm --data q.jsonl
+            --methods divprune --budgets 64 --output runs/four
+
+    torchrun deals the batches to its processes, a GPU each; the results are those of one process.
+    Killed at any moment, the same command goes on where it stopped. A sample that cannot be read, or fits no memory
+    even alone, is recorded as an error, counted and not scored; it is not tried again unless --overwrite starts over.
+    The run goes on, unless the first 20 samples all fail. Exit code 1: such errors without --allow-errors, a bad file
+    or model; 2: a run folder with other settings or another writer.
     """
-    if bool(data) == bool(benchmark):
-        raise VTCError("give either --data questions.jsonl or --benchmark NAME")
-    from vtc.eval import cells
-    from vtc.eval.benchmarks import registry
+    if bool(data) == bool(benchmarks):
+        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    from vtc.eval import cells, ranks, suite
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
-    from vtc.eval.run import evaluate as run
 
-    source = registry["jsonl" if data else benchmark](data=data, data_dir=data_dir, split=split, seed=seed, limit=limit)
+    sources = suite.parse(benchmarks or "jsonl", data_dir, data=data, split=split, seed=seed, limit=limit)
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
+    world = ranks.join()
     vlm, processor = load(model, dtype, device, attn)
-    results = run(
+    runs = suite.evaluate_all(
         vlm,
         processor,
-        source,
+        sources,
         specs,
         values,
         output,
+        world=world,
         batch_size=batch_size,
         template=prompt,
         max_new_tokens=max_new_tokens,
-        allow_errors=allow_errors,
         overwrite=overwrite,
         timing_batch=timing_batch,
         repeats=timing_repeats,
         overlays=overlays,
         name=model,
     )
-    tell(results)
-    if not any(cell.get("questions") for cell in results.summary["cells"].values()):
-        raise VTCError(f"no question could be answered; see {results.folder / 'results.jsonl'}")
+    if not world.first:
+        return
+    for results in runs:
+        tell(results)
+    if len(runs) > 1:
+        typer.echo(f"all benchmarks: {output / 'table.md'}")
+    check_errors(runs, allow_errors)
 
 
 @app.command()
@@ -302,8 +319,28 @@ def tell(results: Any) -> None:
     typer.echo(f"{results.folder}: {', '.join(made)}")
 
 
+def check_errors(runs: list[Any], allow: bool) -> None:
+    """Raises when nothing was answered, or when answers are missing and that is not allowed; names the first errors."""
+    from vtc.eval.lines import first_errors
+
+    for results in runs:
+        cells = results.summary["cells"].values()
+        failed, answered = (sum(cell.get(key, 0) for cell in cells) for key in ("errors", "questions"))
+        if not failed and answered or answered and allow:
+            continue
+        first = "; ".join(first_errors(results.folder / "results.jsonl", 3)) or "there are no questions"
+        count = f"{failed} answers are missing" if answered else "no question could be answered"
+        raise VTCError(
+            f"{results.folder}: {count}, first: {first} (kept until --overwrite; --allow-errors passes over some)"
+        )
+
+
 def main() -> None:
     """The entry point."""
     # Threads that spin while they wait made a run 17 times slower on cores that others used too (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which comes later
     app(prog_name="vtc")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ Forks before any thread exists, so one start of Python serves all points. Prints
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -21,45 +22,66 @@ from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.eval import plots  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
 from vtc.eval.journal import Journal  # noqa: E402
+from vtc.eval.lines import encode  # noqa: E402
 from vtc.eval.run import evaluate  # noqa: E402
 
 
 def run(folder: Path, data: Path) -> None:
     evaluate(
         tiny_llava(), tiny_processor(), JSONL(data=data), ["random", "fastv"], [0.5, 0.25], folder,
-        batch_size=4, repeats=0, overlays=0, progress=False, max_new_tokens=4, name="tiny",
+        batch_size=4, repeats=0, overlays=1, progress=False, max_new_tokens=4, name="tiny",
     )  # fmt: skip
 
 
-def die_at(point: tuple[int, str]) -> None:
-    """Die at the n-th write: before it, in the middle of a line, or after it."""
-    number, moment = point
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_append(number: int, moment: str) -> None:
+    """Die at the n-th write of answers: before it, in the middle of a line, or after it."""
     append, calls = Journal.append, 0
 
     def deadly(self: Journal, lines: list) -> None:
         nonlocal calls
         calls += 1
         if calls == number and moment == "torn":
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            text = b"".join(map(encode, lines))
             self._stream.write(text[: len(text) * 2 // 3])
-            self._stream.flush()
         if calls == number and moment != "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         append(self, lines)
         if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     Journal.append = deadly  # type: ignore[method-assign]
 
 
-def child(folder: Path, data: Path, point: tuple[int, str] | None = None, seconds: float | None = None) -> int:
+def die_at_file(number: int, moment: str) -> None:
+    """Die at the n-th file that is put in its place (settings, costs, summary, table, plot, overlay)."""
+    replace, calls = os.replace, 0
+
+    def deadly(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number and moment == "torn":
+            os.truncate(source, os.path.getsize(source) // 2)
+        if calls == number and moment != "after":
+            die()
+        replace(source, target)
+        if calls == number:
+            die()
+
+    os.replace = deadly  # type: ignore[assignment]
+
+
+def child(folder: Path, data: Path, point: tuple[str, int, str] | None = None, seconds: float | None = None) -> int:
     """Exit code of a forked run, negative for a signal."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             if point:
-                die_at(point)
+                {"append": die_at_append, "file": die_at_file}[point[0]](*point[1:])
             run(folder, data)
             status = 0
         finally:
@@ -70,19 +92,23 @@ def child(folder: Path, data: Path, point: tuple[int, str] | None = None, second
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-plots.available = lambda: False
+MOMENTS = ("before", "torn", "after")
+QUICK = [("append", 6, "torn"), ("file", 3, "torn"), ("file", 4, "after")]
+ALL = [("append", n, MOMENTS[n % 3]) for n in range(1, 14)]  # 3 batches x 5 cells, less 2 of a closed cell
+ALL += [("file", n, MOMENTS[n % 3]) for n in range(1, 7)] + [("file", 3, "torn")]
 
 
-def main(data: Path, points: int, moments: int) -> None:
+def main(data: Path, which: str) -> None:
     out, base = {}, data.parent
+    if which == "quick":
+        plots.available = lambda: False
+    else:
+        importlib.import_module("matplotlib.backends.backend_agg")
     assert child(base / "whole", data) == 0
-    writes = 3 * 5 - 2  # batches x cells, less the two that a closed cell skips
-    for n in range(points):
+    for n, point in enumerate(QUICK if which == "quick" else ALL):
         folder = base / f"point{n}"
-        point = (1 + n * (writes - 1) // max(points - 1, 1), ("before", "torn", "after")[n % 3])
-        codes = [child(folder, data, point), child(folder, data)]
-        out[folder.name] = codes
-    for n in range(moments):
+        out[folder.name] = [child(folder, data, point), child(folder, data)]
+    for n in range(0 if which == "quick" else 5):
         folder = base / f"moment{n}"
         codes = [child(folder, data, seconds=random.Random(n).uniform(0.2, 2.5)) for _ in range(2)]
         out[folder.name] = [*codes, child(folder, data)]
@@ -90,4 +116,4 @@ def main(data: Path, points: int, moments: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2])

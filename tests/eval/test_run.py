@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import vtc
+from tests.eval.tiny import picture
 from vtc.errors import DataError, VTCError
 from vtc.eval import plots
-from vtc.eval import run as runs
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.generate import Answerer
-from vtc.eval.journal import RunRefused, read
+from vtc.eval.lines import RunRefused, first_errors, read
 from vtc.eval.run import evaluate
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False, "max_new_tokens": 4}
@@ -142,10 +142,33 @@ def test_other_weights_data_or_limit_are_not_mixed(go, vlm, rows, write_rows, tm
             weight[3, 3] -= 1
 
 
-def test_a_bad_sample_stops_the_run_with_its_place(go, rows, write_rows):
-    rows[7]["image"] = "gone.png"
-    with pytest.raises(DataError, match=r"q.jsonl:8: .*does not exist.*--allow-errors"):
-        go(write_rows(rows))
+def test_the_run_stops_where_the_first_twenty_samples_all_fail(go, rows, write_rows, tmp_path):
+    """The data folder is wrong: nothing is recorded, so the right one goes on in the same run folder."""
+    many = [row | {"id": f"{n}{row['id']}", "image": f"far/{row['image']}"} for n in range(3) for row in rows]
+    file = write_rows(many)
+    with pytest.raises(DataError, match=r"first 2\d samples all failed.*q.jsonl:1: .*does not exist"):
+        go(file)
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == b""
+    (tmp_path / "far").mkdir()
+    for n in range(3):
+        (tmp_path / f"{n}.png").rename(tmp_path / "far" / f"{n}.png")
+    assert go(file).summary["cells"]["random@0.5"]["questions"] == 36
+
+
+def test_errors_before_the_first_answer_are_kept_and_not_tried_again(go, rows, write_rows, monkeypatch):
+    for row in rows[:7]:
+        row["image"] = "cut.png"
+    file = write_rows(rows)
+    cut = file.parent / "cut.png"
+    picture(0, (300, 300)).save(cut)  # large pictures come first
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    first = go(file)
+    order = [(line["cell"], line["id"]) for line in lines(first.folder)]
+    assert first.summary["cells"]["unpatched"]["errors"] == 7
+    assert set(order[:5]) <= {("unpatched", f"q{n}") for n in range(7)}
+    picture(0, (300, 300)).save(cut)
+    monkeypatch.setattr(Answerer, "answers", lambda *_: pytest.fail("asked again"))
+    assert go(file).summary == first.summary
 
 
 def test_bad_samples_are_counted_never_scored(go, rows, write_rows, tmp_path):
@@ -153,7 +176,7 @@ def test_bad_samples_are_counted_never_scored(go, rows, write_rows, tmp_path):
     rows[4]["question"] = "<image> <image> ?"
     rows[6]["id"] = "q0"
     file = write_rows([*rows, b"{"])
-    results = go(file, allow_errors=True)
+    results = go(file)
     for name in ("unpatched", "random@0.5"):
         cell = results.summary["cells"][name]
         mine = [line for line in lines(results.folder) if line["cell"] == name]
@@ -196,10 +219,11 @@ def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch)
     rows[3]["question"] = "what is the color of the red shape left of the blue shape ?"
     file = write_rows(rows)
     monkeypatch.setattr(Answerer, "answers", answers)
-    with pytest.raises(DataError, match=r"q.jsonl:4: RuntimeError.*can't allocate memory"):
-        go(file, output=file.parent / "strict")
-    cell = go(file, allow_errors=True).summary["cells"]["random@0.5"]
+    results = go(file)
+    cell = results.summary["cells"]["random@0.5"]
     assert cell["errors"] == 1 and cell["questions"] == 11
+    (reason,) = first_errors(results.folder / "results.jsonl", 3)
+    assert reason.startswith("q.jsonl:4: RuntimeError") and "can't allocate memory" in reason
 
 
 def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_rows, monkeypatch):
@@ -208,7 +232,7 @@ def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_row
 
     monkeypatch.setattr(Answerer, "answers", answers)
     with pytest.raises(vtc.errors.NotReduced):
-        go(write_rows(rows), allow_errors=True)
+        go(write_rows(rows))
 
 
 def test_a_patched_model_is_refused(go, vlm, rows, write_rows):
@@ -228,7 +252,3 @@ def test_multi_picture_tokens_are_a_mean_per_picture(go, rows, write_rows):
 def test_without_methods_only_the_unpatched_model_is_asked(go, rows, write_rows):
     results = go(write_rows(rows[:3]), (), ())
     assert results.summary["order"] == ["unpatched"]
-
-
-def test_chunks_have_fixed_borders():
-    assert list(runs.chunks(iter(range(7)), 3)) == [[0, 1, 2], [3, 4, 5], [6]]

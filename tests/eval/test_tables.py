@@ -26,14 +26,14 @@ SETTINGS = {
 
 def line(cell, n, score, kind="color", group="one-hop", tokens=16.0):
     answer = {"answer": "x", "expected": ["red" if n % 4 else "blue"], "score": score, "tokens": tokens}
-    return {"cell": cell, "id": str(n), "type": kind, "group": group, **answer}
+    return {"cell": cell, "row": n, "id": str(n), "type": kind, "group": group, **answer}
 
 
 @pytest.fixture
 def summary():
     lines = [line("unpatched", n, float(n != 7)) for n in range(8)]
     lines += [line("grid@0.25", n, float(n < 4), tokens=4.0) for n in range(7)]
-    lines += [{"cell": "grid@0.25", "id": "7", "type": "color", "group": "one-hop", "error": "q:7: broken"}]
+    lines += [{"cell": "grid@0.25", "row": 7, "id": "7", "type": "color", "group": "one-hop", "error": "q:7: broken"}]
     lines += [{"cell": "fastv@0.25", "closed": "keeps all 16", "least": 5}]
     lines += [line(cell, 8, 1.0, "digit_beside", "two-hop") for cell in ("unpatched", "grid@0.25")]
     costs = {"unpatched": {"kv_bytes": 2e6, "flops": 4e9}, "grid@0.25": {"kv_bytes": 5e5, "flops": 1e9}}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vtc.eval import scenes
 from vtc.eval.benchmarks import registry
-from vtc.eval.journal import RunRefused
+from vtc.eval.lines import RunRefused
 from vtc.eval.load import load
 from vtc.eval.run import Results, evaluate
 

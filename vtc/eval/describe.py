@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from vtc.eval.benchmarks import Benchmark
+from vtc.eval.buckets import WINDOW
 from vtc.eval.cells import Cell
 from vtc.eval.generate import Answerer
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def describe(
@@ -33,6 +34,7 @@ def describe(
         "prompt": answerer.prompt("{question}", 1),
         "max_new_tokens": answerer.max_new_tokens,
         "batch_size": batch_size,
+        "window": WINDOW,
         "benchmark": benchmark.fingerprint(),
         "cells": [cell.name for cell in cells],
         "versions": versions(),

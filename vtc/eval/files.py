@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -9,9 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vtc.errors import VTCError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = "make room and give the same command: it goes on where it stopped"
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it onto ``path``."""
+    """Let ``write`` fill a temporary file beside ``path``, sync it and rename it onto ``path``.
+
+    On a full disk it raises ``VTCError`` and leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
     os.close(handle)
@@ -22,6 +30,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise VTCError(f"{path} cannot be written ({error.strerror}); {ROOM}") from None
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,18 @@ def resolve(path: str, root: Path, where: str) -> Path:
     if not stat.S_ISREG(mode):
         raise fail(where, path, "is not a regular file; give a picture file")
     return Path(real)
+
+
+@lru_cache(4096)  # pictures have several questions each
+def pixels(path: str, root: Path) -> int:
+    """Width times height from the file's header; 0 for a file that ``load_image`` will refuse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(resolve(path, root, ""), formats=FORMATS) as picture:
+                return picture.width * picture.height
+    except Exception:  # Pillow raises a dozen kinds for broken files
+        return 0
 
 
 def check_size(size: tuple[int, int], path: str | Path, max_pixels: int, where: str) -> None:

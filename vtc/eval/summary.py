@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from vtc.eval.cells import UNPATCHED
@@ -45,7 +47,7 @@ class Cell:
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
     votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
-    scores: dict[str, float] = field(default_factory=dict)  # by question
+    scores: array[float] = field(default_factory=lambda: array("d"))  # by row, NaN where there is none: 8 bytes each
 
 
 def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -70,8 +72,9 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
         ):
             tally.add(line)
         if "error" not in line:
-            cell.scores[line["id"]] = line["score"]
-            cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
+            put(cell.scores, line["row"], line["score"])
+            if line["cell"] == UNPATCHED:  # the floor needs no other's
+                cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
     base = cells[UNPATCHED]
     low = floor(base)
     out = {}
@@ -86,6 +89,13 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
         figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
         out[name] = figures | {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
     return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
+
+
+def put(column: array[float], row: int, value: float) -> None:
+    """Sets a place of a column that grows."""
+    if row >= len(column):
+        column.extend(repeat(math.nan, row + 1 - len(column)))
+    column[row] = value
 
 
 def floor(cell: Cell) -> float:

@@ -55,6 +55,11 @@ class Benchmark:
         """The sample's pictures as RGB. Raises ``DataError``."""
         return list(sample.images)
 
+    def pixels(self, sample: Sample) -> int:
+        """How many pixels its pictures have, where no picture must be decoded to know; else 0. Like goes with like
+        into a batch."""
+        return sum(p.width * p.height for p in sample.images if isinstance(p, Image.Image))
+
     def score(self, answer: str, sample: Sample) -> float:
         """The answer's score in [0, 1]."""
         return exact_match(answer, sample.answers)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +14,8 @@ from PIL import Image
 from vtc.errors import DataError
 from vtc.eval.benchmarks import register
 from vtc.eval.benchmarks.base import Benchmark, Sample, hash_file
-from vtc.eval.images import load_image
+from vtc.eval.images import load_image, pixels
+from vtc.eval.seen import Seen
 
 MAX_LINE = 1_000_000  # bytes
 MAX_IMAGES = 64
@@ -43,21 +43,22 @@ class JSONL(Benchmark):
         return self.data_dir or self.file.parent
 
     def samples(self) -> Iterator[Sample]:
-        seen: set[bytes] = set()
+        seen = Seen()
         for number, line in islice(lines(self.file), self.limit):
             where = f"{self.file.name}:{number}"
             try:
                 sample = parse(line, where)
-                key = blake2b(sample.id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-                if key in seen:
+                if not seen.add(sample.id):
                     raise DataError(f"{where}: id {sample.id!r} was used before; give every question its own id")
-                seen.add(key)
             except DataError as error:
                 sample = Sample(f"line:{number}", where=where, error=str(error))
             yield sample
 
     def pictures(self, sample: Sample) -> list[Image.Image]:
         return [load_image(image, self.root, where=sample.where) for image in sample.images]
+
+    def pixels(self, sample: Sample) -> int:
+        return sum(pixels(image, self.root) for image in sample.images)
 
     def count(self) -> int:
         return sum(1 for _ in islice(lines(self.file), self.limit))

@@ -1,0 +1,69 @@
+"""Several benchmarks in one command: a folder each, one table over all."""
+
+from __future__ import annotations
+
+import pytest
+
+from vtc.errors import DataError, UnknownName
+from vtc.eval import plots, suite
+from vtc.eval.benchmarks.jsonl import JSONL
+from vtc.eval.generate import Answerer
+
+QUICK = {"repeats": 0, "overlays": 0, "batch_size": 4, "progress": False, "max_new_tokens": 3}
+
+
+class Other(JSONL):
+    name = "other"
+
+
+@pytest.fixture
+def both(vlm, rows, write_rows, tmp_path, monkeypatch):
+    """Two benchmarks of one file; runs them into tmp_path/out."""
+    monkeypatch.setattr(plots, "available", lambda: False)
+    file = write_rows(rows[:6])
+    return lambda: suite.evaluate_all(
+        *vlm, [JSONL(data=file), Other(data=file, limit=3)], ["random", "fastv"], [0.5, 0.25], tmp_path / "out", **QUICK
+    )
+
+
+def test_a_folder_each_and_one_table(both, tmp_path):
+    first, second = both()
+    assert (first.folder, second.folder) == (tmp_path / "out" / "jsonl", tmp_path / "out" / "other")
+    assert second.summary["cells"]["unpatched"]["questions"] == 3
+    page = (tmp_path / "out" / "table.md").read_text()
+    assert "| method | budget | jsonl | other | mean retention % |" in page and "jsonl 6, other 3" in page
+    assert "| fastv | 25 % | least 5 | least 5 | - |" in page and page.count("| random |") == 2
+
+
+def test_a_stopped_suite_goes_on(both, tmp_path, monkeypatch):
+    whole = both()[1].summary
+    (tmp_path / "out" / "table.md").unlink()
+    results = tmp_path / "out" / "other" / "results.jsonl"
+    results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:5]))
+    asked, real = [], Answerer.answers
+    monkeypatch.setattr(Answerer, "answers", lambda self, inputs: asked.append(1) or real(self, inputs))
+    assert both()[1].summary == whole and len(asked) == 4 and (tmp_path / "out" / "table.md").exists()
+
+
+def summary(accuracy, retained):
+    cell = {"accuracy": accuracy, "stderr": 0.01, "retention": retained, "questions": 10}
+    return {"order": ["unpatched", "grid@64"], "cells": {"unpatched": cell | {"retention": 1.0}, "grid@64": cell}}
+
+
+def test_mean_retention_is_the_plain_mean_over_benchmarks():
+    page = suite.markdown({"a": summary(0.5, 0.9), "b": summary(0.25, 0.7)})
+    assert "| grid | 64 | 50.0 ± 1.0 | 25.0 ± 1.0 | 80.0 |" in page
+    for missing in (None, float("nan")):
+        page = suite.markdown({"a": summary(0.5, 0.9), "b": summary(0.25, missing)})
+        assert "| grid | 64 | 50.0 ± 1.0 | 25.0 ± 1.0 | - |" in page
+
+
+def test_each_of_several_has_its_own_data_folder(tmp_path):
+    one, two = suite.parse("easy_vqa, jsonl,easy_vqa", tmp_path, limit=3)
+    assert (one.name, one.data_dir, two.data_dir) == ("easy_vqa", tmp_path / "easy_vqa", tmp_path / "jsonl")
+    (alone,) = suite.parse("easy_vqa", tmp_path)
+    assert alone.data_dir == tmp_path
+    with pytest.raises(UnknownName, match="easy_vqa"):
+        suite.parse("scenes,easy_vq", None)
+    with pytest.raises(DataError, match="names none"):
+        suite.parse(" ,", None)

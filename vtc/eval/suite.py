@@ -1,0 +1,76 @@
+"""Several benchmarks with one model: a run folder each, and one table over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from vtc.errors import DataError
+from vtc.eval import tables
+from vtc.eval.benchmarks import Benchmark, registry
+from vtc.eval.files import write_text
+from vtc.eval.journal import ALONE
+from vtc.eval.ranks import World
+from vtc.eval.run import Results, evaluate
+
+
+def parse(names: str, data_dir: Path | None, **options: Any) -> list[Benchmark]:
+    """``gqa,pope``: the benchmarks. Of several, each has its files in its own folder inside ``data_dir``."""
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not chosen:
+        raise DataError(f"benchmarks {names!r} names none; there are: {', '.join(registry)}")
+    kinds = {name: registry[name] for name in chosen}
+    if data_dir is None or len(kinds) == 1:
+        return [kind(data_dir=data_dir, **options) for kind in kinds.values()]
+    return [kind(data_dir=data_dir / name, **options) for name, kind in kinds.items()]
+
+
+def evaluate_all(
+    model: Any,
+    processor: Any,
+    benchmarks: Sequence[Benchmark],
+    methods: Sequence[str],
+    budgets: Sequence[int | float],
+    output: Path,
+    world: World = ALONE,
+    **options: Any,
+) -> list[Results]:
+    """``evaluate`` on each benchmark: one writes into ``output``, several into ``output/<name>``, with ``table.md``
+    over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes on."""
+    options["world"] = world
+    if len(benchmarks) == 1:
+        return [evaluate(model, processor, benchmarks[0], methods, budgets, output, **options)]
+    runs = [evaluate(model, processor, b, methods, budgets, output / b.name, **options) for b in benchmarks]
+    if world.first:
+        summaries = {b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}
+        write_text(output / "table.md", markdown(summaries))
+    return runs
+
+
+def markdown(summaries: dict[str, dict[str, Any]]) -> str:
+    """A row a cell, a column a benchmark (accuracy), and the mean retention over the benchmarks."""
+    order = next(iter(summaries.values()))["order"]
+    rows = [[*tables.split(name), *figures([s["cells"][name] for s in summaries.values()])] for name in order]
+    counts = ", ".join(f"{name} {s['cells'][s['order'][0]].get('questions', 0):,}" for name, s in summaries.items())
+    return (
+        tables.grid(["method", "budget", *summaries, "mean retention %"], rows)
+        + f"\n\nAccuracy (%) ± one standard error. Questions: {counts}. Mean retention: the plain mean over the "
+        "benchmarks of each folder's `retention`; - where a benchmark has none.\n"
+    )
+
+
+def figures(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """One cell's accuracy on each benchmark, then its mean retention (``-`` unless every benchmark has one)."""
+    shown: list[str] = []
+    kept: list[float | None] = []
+    for cell in cells:
+        if "closed" in cell:
+            shown.append(f"least {cell['least']}" if cell["least"] is not None else "n/a")
+            kept.append(None)
+        else:
+            shown.append(tables.percent(cell["accuracy"], cell["stderr"]))
+            kept.append(cell["retention"])
+    whole = [value for value in kept if value is not None and value == value]
+    return [*shown, tables.percent(mean(whole) if len(whole) == len(kept) else None)]
