@@ -34,3 +34,7 @@ class DataError(VTCError):
 
 class CheckpointError(VTCError):
     """A saved patch that is incomplete, unknown, or belongs to another model."""
+
+
+class WeightsError(VTCError):
+    """A recipe, a calibration or a layer that cannot be compressed as asked."""

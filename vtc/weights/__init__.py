@@ -1,0 +1,1 @@
+"""Weight compression: quantize, prune, factorise, delta and lossless, as passes over one calibration."""

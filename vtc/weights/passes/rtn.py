@@ -1,0 +1,34 @@
+"""Round to nearest: what every other quantizer is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vtc.weights import grids
+from vtc.weights.passes import register
+from vtc.weights.passes._matrix import as_ints
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+
+
+@register("rtn")
+@dataclass(frozen=True)
+class RTN(Pass):
+    """Integers of ``bits`` bits with a scale for every ``group`` inputs (0: whole rows); needs no calibration."""
+
+    bits: int = 8
+    group: int = 128
+    symmetric: bool = True
+    name = "rtn"
+    needs_gram = False
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        check_group(self.group)
+
+    def fit(self, layer: Candidate) -> Candidate:
+        weight = layer.beside_matrix if layer.mask is None else layer.beside_matrix * layer.mask
+        width = weight.shape[1]
+        groups = grids.grouped(weight, self.group)
+        scale, zero = grids.grid(groups, self.bits, self.symmetric, layer.dtype)
+        codes = grids.to_codes(groups, scale[..., None], zero[..., None], self.bits).flatten(1)[:, :width]
+        return as_ints(layer, codes, scale, None if self.symmetric else zero, self.bits, self.group)

@@ -1,0 +1,45 @@
+"""SparseGPT: prune column by column, later columns make up for it (arXiv 2301.00774)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vtc.weights.gram import DAMP
+from vtc.weights.layouts import n_of_m
+from vtc.weights.passes import register
+from vtc.weights.passes._matrix import as_floats, as_ints
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group, check_share
+from vtc.weights.sweep import Rule, sweep
+
+
+@register("sparsegpt")
+@dataclass(frozen=True)
+class SparseGPT(Pass):
+    """Prune ``sparsity`` of the weights, or n of every m inputs by ``pattern`` ("2:4"). With ``bits`` the kept weights
+    are rounded to integers in the same sweep (a scale for every ``group`` inputs)."""
+
+    sparsity: float = 0.5
+    pattern: str | None = None
+    bits: int = 0
+    group: int = 128
+    symmetric: bool = True
+    damp: float = DAMP
+    name = "sparsegpt"
+
+    def __post_init__(self) -> None:
+        check_share("sparsity", self.sparsity)
+        check_group(self.group)
+        if self.bits:
+            check_bits(self.bits)
+        if self.pattern:
+            n_of_m(self.pattern)
+
+    def fit(self, layer: Candidate) -> Candidate:
+        pattern = n_of_m(self.pattern) if self.pattern else None
+        group = 0 if self.group >= layer.gram.width else self.group
+        rule = Rule(self.bits, group, self.symmetric, sparsity=self.sparsity, pattern=pattern, dtype=layer.dtype)
+        done = sweep(layer.beside_matrix, layer.gram.damped(self.damp), layer.gram.dead, rule)
+        if not self.bits:
+            return as_floats(layer, done.values, done.mask, self.pattern)
+        masked = replace(layer, mask=done.mask, pattern=self.pattern)
+        return as_ints(masked, done.codes, done.scale, None if self.symmetric else done.zero, self.bits, group)
