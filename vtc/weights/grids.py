@@ -9,7 +9,7 @@ from torch import Tensor
 def grid(
     weights: Tensor, bits: int, symmetric: bool = True, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """``(scale, zero)``, both ``[...]``, of groups ``weights [..., G]``; value = scale * (code - zero), code in [0, 2^bits).
+    """``(scale, zero)``, both ``[...]``, of groups ``weights [..., G]``; value = scale * (code - zero).
 
     Symmetric: scale = 2 max|w| / (2^bits - 1), zero = 2^(bits-1), as llm-compressor has it. Asymmetric: the range
     [min(w, 0), max(w, 0)], so that zero is a code of its own. The scale is rounded to ``dtype``, in which it is stored.

@@ -35,14 +35,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Swept:
-    """values ``[O, D]``: the new weights; codes ``[O, D]``, scale and zero ``[O, G]`` (None without a grid); mask
-    ``[O, D]`` bool, True where kept (None: everywhere)."""
+    """values ``[O, D]``: the new weights; codes ``[O, D]``, scale and zero ``[O, G]`` (of no meaning without a grid);
+    mask ``[O, D]`` bool: True where kept."""
 
     values: Tensor
-    codes: Tensor | None
-    scale: Tensor | None
-    zero: Tensor | None
-    mask: Tensor | None
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    mask: Tensor
 
 
 def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
@@ -56,7 +56,7 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     values, codes = torch.zeros_like(work), torch.zeros_like(work)
     mask = torch.ones_like(work, dtype=torch.bool) if rule.mask is None else rule.mask.clone()
-    scale, zero = _grids(first, rule) if rule.bits else (None, None)
+    scale, zero = grids.grid(grids.grouped(first, rule.group), rule.bits or 1, rule.symmetric, rule.dtype)
     for start in range(0, width, rule.block):
         stop = min(start + rule.block, width)
         part, factor = work[:, start:stop].clone(), upper[start:stop, start:stop]
@@ -70,7 +70,7 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
                 mask[:, at : at + m] = _all_but(part[:, j : j + m] ** 2 / factor.diagonal()[j : j + m] ** 2, n)
             column = part[:, j]
             new = column
-            if rule.bits and scale is not None and zero is not None:
+            if rule.bits:
                 if rule.group and not rule.static and at % group == 0 and at:
                     scale[:, at // group], zero[:, at // group] = grids.grid(
                         work[:, at : at + group], rule.bits, rule.symmetric, rule.dtype
@@ -83,14 +83,7 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
             errors[:, j] = (column - new) / factor[j, j]
             part[:, j + 1 :] -= errors[:, j, None] * factor[j, None, j + 1 :]
         work[:, stop:] -= errors @ upper[start:stop, stop:]
-    chosen = rule.mask is not None or rule.sparsity or rule.pattern is not None
-    return Swept(values, codes if rule.bits else None, scale, zero, mask if chosen else None)
-
-
-def _grids(weight: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Scales and zeros of every group of the weights as given."""
-    scale, zero = grids.grid(grids.grouped(weight, rule.group), rule.bits, rule.symmetric, rule.dtype)
-    return scale.clone(), zero.clone()
+    return Swept(values, codes, scale, zero, mask)
 
 
 def _above(score: Tensor, sparsity: float) -> Tensor:
