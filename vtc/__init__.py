@@ -18,17 +18,19 @@ _WHERE = {
     "report": "patching",
     "calibrate": "calibration",
     "calibrate_spend": "calibration",
+    "compress": "weights.compress",
     "save": "checkpoint",
     "load": "checkpoint",
     "Budget": "tokens",
     "VisionTokens": "tokens",
     "Reduction": "tokens",
 }
-_MODULES = ("methods", "errors")
+_MODULES = ("methods", "errors", "weights")
 
 if TYPE_CHECKING:
     from vtc import errors as errors
     from vtc import methods as methods
+    from vtc import weights as weights
     from vtc.calibration import calibrate as calibrate
     from vtc.calibration import calibrate_spend as calibrate_spend
     from vtc.checkpoint import load as load
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from vtc.tokens import Budget as Budget
     from vtc.tokens import Reduction as Reduction
     from vtc.tokens import VisionTokens as VisionTokens
+    from vtc.weights.compress import compress as compress
 
 
 def __getattr__(name: str):

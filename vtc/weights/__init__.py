@@ -1,1 +1,7 @@
 """Weight compression: quantize, prune, factorise, delta and lossless, as passes over one calibration."""
+
+from vtc.weights.compress import compress as compress
+from vtc.weights.hf import register
+from vtc.weights.recipe import Recipe as Recipe
+
+register()  # transformers finds third-party formats no other way

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.weights.terms import Tensors, Term, read_term
+from vtc.errors import WeightsError
+from vtc.weights.layouts import DENSE
+from vtc.weights.terms import Ints, Tensors, Term, read_term
 
 
 class CompressedLinear(nn.Module):
@@ -73,3 +75,45 @@ class CompressedLinear(nn.Module):
     def extra_repr(self) -> str:
         kinds = " + ".join(str(term) for term in self.terms)
         return f"in_features={self.in_features}, out_features={self.out_features}, {kinds}"
+
+
+class CompressedEmbedding(nn.Module):
+    """Stands where an ``nn.Embedding`` stood. One term, rounded rows: only the rows that are asked for are made."""
+
+    def __init__(self, instead_of: nn.Embedding, term: Term, device: Any = None):
+        super().__init__()
+        if not isinstance(term, Ints) or term.layout != DENSE or term.scaled:
+            raise WeightsError(f"an embedding is stored as plain integers, not as {term}; use rtn for it")
+        rows, width = instead_of.weight.shape
+        self.num_embeddings, self.embedding_dim, self.padding_idx = rows, width, instead_of.padding_idx
+        self.term, dtype = term, instead_of.weight.dtype
+        for name, (shape, kind) in term.shapes(rows, width, dtype).items():
+            self.register_buffer(name, torch.empty(shape, dtype=kind, device=device))
+
+    @classmethod
+    def filled(cls, embedding: nn.Embedding, parts: Sequence[tuple[Term, Tensors]]) -> CompressedEmbedding:
+        """One with its tensors in place."""
+        ((term, tensors),) = parts
+        made = cls(embedding, term, embedding.weight.device)
+        for name, value in tensors.items():
+            made.get_buffer(name).copy_(value)
+        return made
+
+    @property
+    def weight(self) -> Tensor:
+        """``[V, D]``: all rows, made anew at each call."""
+        return self.term.dense(dict(self._buffers), self.num_embeddings, self.embedding_dim)  # type: ignore[arg-type]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        some = {name: value[ids.flatten()] for name, value in self._buffers.items() if value is not None}
+        return self.term.dense(some, ids.numel(), self.embedding_dim).view(*ids.shape, self.embedding_dim)
+
+    def written(self) -> dict[str, Any]:
+        """The layer as ``config.json`` describes it."""
+        return {"terms": [self.term.written()], "embedding": True}
+
+    @classmethod
+    def read(cls, written: dict[str, Any], instead_of: nn.Embedding) -> CompressedEmbedding:
+        """An empty one as ``written`` describes it, on the meta device. Raises ``CheckpointError``."""
+        (term,) = [read_term(each) for each in written["terms"]]
+        return cls(instead_of, term, "meta")

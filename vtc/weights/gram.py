@@ -28,8 +28,8 @@ class Gram:
 
     @classmethod
     def empty(cls, width: int, device: torch.device | str = "cpu") -> Gram:
-        zeros = [torch.zeros(*shape, device=device) for shape in ((width, width), (width,), (width,), (width,))]
-        return cls(*zeros)
+        square, (a, b, c) = torch.zeros(width, width, device=device), torch.zeros(3, width, device=device)
+        return cls(square, a, b, c)
 
     @classmethod
     def of(cls, x: Tensor) -> Gram:

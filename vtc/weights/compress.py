@@ -1,0 +1,109 @@
+"""``vtc.compress``: a recipe's passes over a model, block by block, the errors of earlier blocks carried along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+import vtc
+from vtc.errors import WeightsError
+from vtc.models import family_of
+from vtc.models.base import Family
+from vtc.weights import hf
+from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+from vtc.weights.gram import Gram
+from vtc.weights.passes.base import Candidate
+from vtc.weights.recipe import Recipe
+from vtc.weights.select import block_of, layers_of, part_of
+from vtc.weights.walk import Buckets, Example, Walk, balanced, mixed
+
+Layers = dict[str, Any]  # nn.Linear or nn.Embedding by name
+
+
+def compress(
+    model: nn.Module, recipe: Any = "int4", calibration: Iterable[Example] | None = None, progress: bool = True
+) -> nn.Module:
+    """Compress the weights of ``model`` in place by ``recipe`` (see ``vtc.weights.recipe``) and return it.
+
+    calibration: a few dozen prompts with pictures, as the processor makes them; a token patch that is on the model
+    stays on and is calibrated with. Recipes that only round need none. What every layer lost and weighs stands in
+    ``model.config.quantization_config.manifest``. On an error, or when interrupted, the model is as it was.
+
+    Raises ``WeightsError`` for a recipe, a calibration or a layer that cannot be compressed.
+    """
+    from tqdm import tqdm
+
+    recipe = Recipe.of(recipe)
+    if hf.config_of(model) is not None:
+        raise WeightsError("this model is compressed already; compress the original by one recipe of all passes")
+    if recipe.needs_gram and calibration is None:
+        raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
+    family = family_of(model)
+    layers = layers_of(model, family, recipe.include, recipe.skip)
+    walk = Walk(model, calibration or []) if recipe.needs_gram else None
+    originals: Layers = {}
+    told: dict[str, Any] = {}
+    try:
+        for block, inside in tqdm(
+            in_order(model, family, layers), desc="compressing", unit="block", disable=not progress
+        ):
+            seen = {} if walk is None else walk.see(block, inside)
+            for name, layer in inside.items():
+                done = fitted(name, layer, seen.get(name), recipe)
+                originals[name] = layer
+                hf.replace_module(model, name, standing_in(layer, done))
+                told[name] = {"bits": done.bits, "bytes": done.bytes, "error": done.error if seen else None}
+            if walk is not None and isinstance(block, int):
+                walk.step(block)
+    except BaseException:
+        for name, layer in originals.items():
+            hf.replace_module(model, name, layer)
+        raise
+    module_of: Any = model.get_submodule
+    manifest = {"recipe": recipe.written(), "layers": told, "vtc": vtc.__version__}
+    hf.mark(model, {name: module_of(name).written() for name in told}, manifest)
+    return model
+
+
+def in_order(model: nn.Module, family: Family, layers: Layers) -> list[tuple[int | str, Layers]]:
+    """The layers by decoder block, in the order a forward meets them: "before" the decoder, each block, "after" it.
+    Blocks without a layer are there, too: a walk must pass them."""
+    found: dict[int | str, Layers] = {"before": {}, **{n: {} for n in range(len(family.layers))}, "after": {}}
+    for name, layer in layers.items():
+        block = block_of(name, model, family)
+        outside = "after" if part_of(name, layer, model, family) == "lm_head" else "before"
+        found[outside if block is None else block][name] = layer
+    return [(block, inside) for block, inside in found.items() if inside or isinstance(block, int)]
+
+
+def standing_in(layer: Any, done: Candidate) -> nn.Module:
+    """The compressed module for ``layer``."""
+    if isinstance(layer, nn.Embedding):
+        return CompressedEmbedding.filled(layer, done.all_parts)
+    return CompressedLinear.filled(layer.in_features, layer.out_features, done.all_parts, layer.bias, layer.weight)
+
+
+def fitted(name: str, layer: Any, buckets: Buckets | None, recipe: Recipe) -> Candidate:
+    """The layer after the recipe's passes."""
+    weight = layer.weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise WeightsError(f"{name} holds weights that are not finite; the checkpoint is damaged, load it again")
+    if isinstance(layer, nn.Embedding) and recipe.needs_gram:
+        raise WeightsError(
+            f"{name} is an embedding, which rounding alone can compress; use a recipe of rtn, or leave it out"
+        )
+    gram = Gram.empty(1) if buckets is None else weighed(buckets, recipe)
+    candidate = Candidate(weight, gram, layer.weight.dtype)
+    for each in recipe.passes:
+        candidate = each.fit(candidate)
+    return candidate
+
+
+def weighed(buckets: Buckets, recipe: Recipe) -> Gram:
+    """One Gram of both buckets, weighed as the recipe says."""
+    if recipe.buckets == "pooled":
+        return mixed(buckets)
+    return mixed(buckets, *(balanced(buckets) if recipe.buckets == "balanced" else recipe.buckets))

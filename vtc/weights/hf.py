@@ -1,0 +1,128 @@
+"""``quant_method: "vtc"`` for transformers: ``from_pretrained`` and ``save_pretrained`` of compressed models.
+
+transformers knows third-party formats only after they are registered, and loads random weights with a mere warning
+when they are not: importing ``vtc.weights`` registers, ``vtc.load`` does it for you.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from vtc.errors import CheckpointError
+from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+
+METHOD, VERSION = "vtc", 1
+
+
+class VTCConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a compressed model. layers: by name, what ``CompressedLinear.written`` gave; manifest:
+    where they come from (recipe, errors, bytes)."""
+
+    def __init__(
+        self,
+        layers: dict[str, Any] | None = None,
+        manifest: dict[str, Any] | None = None,
+        version: int = VERSION,
+        **other: Any,
+    ):
+        if version != VERSION:
+            raise CheckpointError(
+                f"this model was compressed in format {version!r} and this vtc reads {VERSION}; use the vtc it names"
+            )
+        unknown = sorted(set(other) - {"quant_method"})
+        if unknown:
+            raise CheckpointError(f"quantization_config has unknown fields {unknown}; use the vtc that wrote it")
+        self.quant_method: Any = METHOD
+        self.layers, self.manifest, self.version = layers or {}, manifest or {}, version
+
+
+class VTCQuantizer(HfQuantizer):
+    """Puts compressed layers where the config says, before the weights are read."""
+
+    requires_calibration = True
+    quantization_config: VTCConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        install(model, self.quantization_config.layers)
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def register() -> None:
+    """Make the format known to transformers; does nothing the second time."""
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(VTCQuantizer)
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(VTCConfig)
+
+
+def install(model: nn.Module, layers: dict[str, Any]) -> None:
+    """Put empty layers as ``layers`` describes them into ``model`` (on the meta device). Raises ``CheckpointError`` for
+    a name that matches no layer: silence here would be random weights."""
+    names = dict(model.named_modules())
+    for name, written in layers.items():
+        where = resolve(name, names)
+        replace_module(model, where, empty(name, written, names[where]))
+
+
+def empty(name: str, written: dict[str, Any], found: nn.Module) -> nn.Module:
+    """The layer that ``written`` describes, without its tensors, to stand where ``found`` does."""
+    kind: Any = CompressedEmbedding if written.get("embedding") else CompressedLinear
+    if not isinstance(found, nn.Embedding if kind is CompressedEmbedding else nn.Linear):
+        raise CheckpointError(f"{name} is a {type(found).__name__} in this model; the checkpoint is of another one")
+    return kind.read(written, found)
+
+
+def resolve(name: str, names: Any) -> str:
+    """The module called ``name``, or the only one whose name ends so (models load inside other models)."""
+    if name in names:
+        return name
+    ends = [other for other in names if other.endswith(f".{name}") or name.endswith(f".{other}") and other]
+    if len(ends) != 1:
+        raise CheckpointError(
+            f"{name} is named in the checkpoint and matches {len(ends)} layers of this model; the checkpoint is of "
+            "another model, or of another version of transformers"
+        )
+    return ends[0]
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` is."""
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent)._modules[child] = module
+
+
+def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Tell transformers that ``model`` is compressed, so that ``save_pretrained`` says so."""
+    register()
+    config = VTCConfig(layers, manifest)
+    model.config.quantization_config = config
+    model.hf_quantizer = VTCQuantizer(config, pre_quantized=True)
+    model.is_quantized = True
+    model.quantization_method = METHOD
+
+
+def unmark(model: Any) -> None:
+    """Undo ``mark``."""
+    model.hf_quantizer.remove_quantization_config(model)
+
+
+def config_of(model: Any) -> VTCConfig | None:
+    """The ``VTCConfig`` of a compressed model, None of any other."""
+    config = getattr(model.config, "quantization_config", None)
+    return config if isinstance(config, VTCConfig) else None

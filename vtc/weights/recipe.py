@@ -1,0 +1,147 @@
+"""What to do to the weights: a list of passes, which layers, and how vision and text tokens are weighed.
+
+As a name (``"int4"``), as text (``"sparsegpt:pattern=2:4|gptq:bits=4"``), as a dict, or as a JSON or YAML file::
+
+    passes:
+      - {pass: gptq, bits: 4, group: 128}
+      - {pass: svdllm, rank: 8}
+    include: [decoder]
+    skip: ['layers\\.0\\.']
+    buckets: balanced
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtc.errors import WeightsError
+from vtc.weights.passes import registry
+from vtc.weights.passes.base import Pass
+from vtc.weights.select import PARTS
+
+NAMED = {
+    "int8": "rtn:bits=8:group=128",
+    "int4": "gptq:bits=4:group=128",
+    "int3": "gptq:bits=3:group=128",
+    "2:4": "sparsegpt:pattern=2/4",
+    "2:4-int4": "sparsegpt:pattern=2/4:bits=4",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
+    expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, "balanced" (both
+    the same in all), "pooled" (every token the same) or (vision, text) weights of a token."""
+
+    passes: tuple[Pass, ...]
+    include: tuple[str, ...] = ("decoder",)
+    skip: tuple[str, ...] = ()
+    buckets: str | tuple[float, float] = "balanced"
+
+    def __post_init__(self) -> None:
+        if not self.passes:
+            raise WeightsError("a recipe needs at least one pass, like gptq:bits=4")
+        for part in self.include:
+            if part not in PARTS:
+                raise WeightsError(f"include: there is no part {part!r}; there are: {', '.join(PARTS)}")
+        if isinstance(self.buckets, str):
+            if self.buckets not in ("balanced", "pooled"):
+                raise WeightsError(f'buckets is "balanced", "pooled" or two weights, not {self.buckets!r}')
+        elif len(self.buckets) != 2 or min(self.buckets) < 0 or not sum(self.buckets) > 0:
+            raise WeightsError(f"buckets needs two weights, vision and text, not both 0; it is {self.buckets!r}")
+
+    @property
+    def needs_gram(self) -> bool:
+        return any(p.needs_gram for p in self.passes)
+
+    @classmethod
+    def of(cls, given: Any) -> Recipe:
+        """A recipe from what a user writes. Raises ``WeightsError`` (or ``UnknownName`` for a pass)."""
+        if isinstance(given, cls):
+            return given
+        if isinstance(given, Pass):
+            return cls((given,))
+        if isinstance(given, dict):
+            return cls(**_checked(given))
+        if isinstance(given, (list, tuple)):
+            return cls(tuple(_pass(entry) for entry in given))
+        if isinstance(given, os.PathLike) or str(given).endswith((".yaml", ".yml", ".json")):
+            return cls.of(_read(Path(given)))
+        if isinstance(given, str):
+            return cls(tuple(_pass(part) for part in NAMED.get(given, given).split("|")))
+        raise WeightsError(f"a recipe is a name, a text, a dict, a file or passes; got a {type(given).__name__}")
+
+    def written(self) -> dict[str, Any]:
+        """As JSON holds it; ``Recipe.of`` reads it back."""
+        passes = [{"pass": p.name, **dataclasses.asdict(p)} for p in self.passes]
+        buckets = self.buckets if isinstance(self.buckets, str) else list(self.buckets)
+        return {"passes": passes, "include": list(self.include), "skip": list(self.skip), "buckets": buckets}
+
+
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    known = [f.name for f in dataclasses.fields(Recipe)]
+    _refuse_unknown("recipe", given, known)
+    if not isinstance(given.get("passes"), list):
+        raise WeightsError("a recipe needs 'passes', a list")
+    fields: dict[str, Any] = {"passes": tuple(_pass(entry) for entry in given["passes"])}
+    for name in ("include", "skip"):
+        if name in given:
+            value = given[name]
+            fields[name] = (value,) if isinstance(value, str) else tuple(value)
+    if "buckets" in given:
+        value = given["buckets"]
+        fields["buckets"] = value if isinstance(value, str) else tuple(value)
+    return fields
+
+
+def _pass(entry: Any) -> Pass:
+    if isinstance(entry, Pass):
+        return entry
+    if isinstance(entry, str):
+        name, *pairs = entry.strip().split(":")
+        options = dict(_pair(entry, pair) for pair in pairs)
+    elif isinstance(entry, dict) and isinstance(entry.get("pass"), str):
+        options = {key: value for key, value in entry.items() if key != "pass"}
+        name = entry["pass"]
+    else:
+        raise WeightsError(f"a pass is written like gptq:bits=4 or {{pass: gptq, bits: 4}}, not {entry!r}")
+    make = registry[name]
+    _refuse_unknown(f"pass {name}", options, [f.name for f in dataclasses.fields(make) if f.init])
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise WeightsError(f"pass {name}: {error}") from None
+
+
+def _pair(entry: str, pair: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise WeightsError(f"pass {entry!r}: {pair!r} is not option=value")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value.replace("/", ":")  # a colon separates options, so a pattern is written 2/4
+
+
+def _refuse_unknown(what: str, given: dict[str, Any], known: list[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise WeightsError(f"{what} has no field {key!r}; {hint}")
+
+
+def _read(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise WeightsError(f"recipe {path} cannot be read ({error}); write it as YAML or JSON") from None
