@@ -47,13 +47,13 @@ def layers_of(
     return left
 
 
-def part_of(name: str, module: nn.Module, model: nn.Module, family: Family) -> str:
-    """The part of the model a layer belongs to."""
+def part_of(name: str, module: nn.Module, model: nn.Module, family: Family) -> str | None:
+    """The part of the model a layer belongs to; None for one that is never compressed (embeddings of places)."""
     head = getattr(model, "get_output_embeddings", None)
     if head is not None and module is head():
         return "lm_head"
     if isinstance(module, nn.Embedding):
-        return "embeddings" if module is family.decoder.get_input_embeddings() else "tower"
+        return "embeddings" if module is family.decoder.get_input_embeddings() else None
     if any(module is inner for inner in family.layers.modules()):
         return "decoder"
     tower = getattr(family, "tower", None)
