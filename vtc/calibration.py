@@ -60,7 +60,7 @@ def calibrate(
                 got = [next_token(model, prompt) for prompt in prompts]
             except BudgetError:  # a cut so late that the layers before it cost too much
                 continue
-        distance.append((float(torch.cat([_divergence(*pair) for pair in zip(want, got, strict=True)]).mean()), method))
+        distance.append((float(torch.cat([divergence(*pair) for pair in zip(want, got, strict=True)]).mean()), method))
     return min(distance, key=lambda pair: pair[0])[1]
 
 
@@ -114,5 +114,6 @@ def next_token(model: nn.Module, prompt: dict[str, Any]) -> Tensor:
     return model(**prompt).logits[:, -1].float().log_softmax(dim=-1)
 
 
-def _divergence(want: Tensor, got: Tensor) -> Tensor:
+def divergence(want: Tensor, got: Tensor) -> Tensor:
+    """``[B]``: Kullback-Leibler divergence of log-probabilities ``got [B, V]`` from ``want``, in nats."""
     return (want.exp() * (want - got)).sum(dim=-1)

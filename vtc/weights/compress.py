@@ -43,6 +43,9 @@ def compress(
         raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
     family = family_of(model)
     layers = layers_of(model, family, recipe.include, recipe.skip)
+    for name, _ in recipe.by_layer:
+        if name not in layers:
+            raise WeightsError(f"by_layer names {name!r}, which is not among the {len(layers)} layers of this model")
     walk = Walk(model, calibration or []) if recipe.needs_gram else None
     originals: Layers = {}
     told: dict[str, Any] = {}
@@ -91,13 +94,13 @@ def fitted(name: str, layer: Any, buckets: Buckets | None, recipe: Recipe) -> Ca
     weight = layer.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise WeightsError(f"{name} holds weights that are not finite; the checkpoint is damaged, load it again")
-    if isinstance(layer, nn.Embedding) and recipe.needs_gram:
+    if isinstance(layer, nn.Embedding) and any(p.needs_gram for p in recipe.passes_for(name)):
         raise WeightsError(
             f"{name} is an embedding, which rounding alone can compress; use a recipe of rtn, or leave it out"
         )
     gram = Gram.empty(1) if buckets is None else weighed(buckets, recipe)
     candidate = Candidate(weight, gram, layer.weight.dtype)
-    for each in recipe.passes:
+    for each in recipe.passes_for(name):
         candidate = each.fit(candidate)
     return candidate
 

@@ -38,12 +38,14 @@ NAMED = {
 class Recipe:
     """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
     expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, "balanced" (both
-    the same in all), "pooled" (every token the same) or (vision, text) weights of a token."""
+    the same in all), "pooled" (every token the same) or (vision, text) weights of a token; by_layer: other passes for
+    the layers named here (what an allocation chose)."""
 
     passes: tuple[Pass, ...]
     include: tuple[str, ...] = ("decoder",)
     skip: tuple[str, ...] = ()
     buckets: str | tuple[float, float] = "balanced"
+    by_layer: tuple[tuple[str, tuple[Pass, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.passes:
@@ -59,7 +61,12 @@ class Recipe:
 
     @property
     def needs_gram(self) -> bool:
-        return any(p.needs_gram for p in self.passes)
+        chains = [self.passes, *(chain for _, chain in self.by_layer)]
+        return any(p.needs_gram for chain in chains for p in chain)
+
+    def passes_for(self, name: str) -> tuple[Pass, ...]:
+        """The passes over the layer called ``name``."""
+        return dict(self.by_layer).get(name, self.passes)
 
     @classmethod
     def of(cls, given: Any) -> Recipe:
@@ -75,14 +82,26 @@ class Recipe:
         if isinstance(given, os.PathLike) or str(given).endswith((".yaml", ".yml", ".json")):
             return cls.of(_read(Path(given)))
         if isinstance(given, str):
-            return cls(tuple(_pass(part) for part in NAMED.get(given, given).split("|")))
+            return cls(chain(given))
         raise WeightsError(f"a recipe is a name, a text, a dict, a file or passes; got a {type(given).__name__}")
 
     def written(self) -> dict[str, Any]:
         """As JSON holds it; ``Recipe.of`` reads it back."""
-        passes = [{"pass": p.name, **dataclasses.asdict(p)} for p in self.passes]
+        passes = [_written(p) for p in self.passes]
         buckets = self.buckets if isinstance(self.buckets, str) else list(self.buckets)
-        return {"passes": passes, "include": list(self.include), "skip": list(self.skip), "buckets": buckets}
+        found = {"passes": passes, "include": list(self.include), "skip": list(self.skip), "buckets": buckets}
+        return found | (
+            {"by_layer": {name: [_written(p) for p in c] for name, c in self.by_layer}} if self.by_layer else {}
+        )
+
+
+def chain(text: str) -> tuple[Pass, ...]:
+    """The passes that a name or text like ``"sparsegpt|gptq:bits=4"`` spells."""
+    return tuple(_pass(part) for part in NAMED.get(text, text).split("|"))
+
+
+def _written(p: Pass) -> dict[str, Any]:
+    return {"pass": p.name, **dataclasses.asdict(p)}
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +117,9 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     if "buckets" in given:
         value = given["buckets"]
         fields["buckets"] = value if isinstance(value, str) else tuple(value)
+    if "by_layer" in given:
+        layers = given["by_layer"].items()
+        fields["by_layer"] = tuple((name, tuple(_pass(entry) for entry in entries)) for name, entries in layers)
     return fields
 
 

@@ -70,6 +70,11 @@ class Walk:
         return found
 
     @torch.no_grad()
+    def finish(self) -> list[Any]:
+        """What the model gives on each example, the blocks that are done not run again."""
+        return [self._run(n, None) for n in range(len(self.examples))]
+
+    @torch.no_grad()
     def step(self, block: int) -> None:
         """Hold what ``block`` gives now; the blocks after it will see that."""
         self.outputs = [self._run(n, block) for n in range(len(self.examples))]
@@ -77,10 +82,10 @@ class Walk:
 
     def _run(self, n: int, block: int | None) -> Any:
         """Run example ``n`` until ``block`` has run (None: to the end); its output."""
-        got: list[Any] = [None] if block is None else []
+        got: list[Any] = []
         with self._shadowed(n, block, got):
             try:
-                self.model(**{**self.examples[n], "use_cache": False})
+                got.append(self.model(**{**self.examples[n], "use_cache": False}))
             except _Stop:
                 pass
         return got[0]

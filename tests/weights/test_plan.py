@@ -1,0 +1,96 @@
+"""Candidates tried layer by layer, and the plan made of them."""
+
+import pytest
+import torch
+
+import vtc
+from tests import zoo
+from vtc.errors import WeightsError
+from vtc.weights import hf
+from vtc.weights.plan import Trial, allocate, front, trials
+from vtc.weights.plan_report import plot, table
+
+CANDIDATES = ("gptq:bits=2:group=8", "gptq:bits=4:group=8", "rtn:bits=4:group=8", "gptq:bits=8:group=8")
+
+
+@pytest.fixture(scope="module")
+def tried():
+    model = zoo.build("llava")
+    calibration = [zoo.prompt(model, pictures=n) for n in (1, 2)]
+    heldout = [zoo.prompt(model, pictures=1, seed=5)]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = trials(model, calibration, heldout, CANDIDATES, timed=True, progress=False)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert not [m for m in model.modules() if "forward" in m.__dict__ or m._forward_pre_hooks]
+    return found, calibration
+
+
+def test_every_layer_and_candidate_is_there(tried):
+    found, _ = tried
+    assert len(found) == 4 * 7 * len(CANDIDATES)
+    by = {(t.layer, t.passes): t for t in found}
+    layers = {t.layer for t in found}
+    for layer in layers:
+        two, four, eight = (by[layer, CANDIDATES[n]] for n in (0, 1, 3))
+        assert two.bytes < four.bytes < eight.bytes and two.error > four.error > eight.error
+        assert all(t.divergence >= -1e-6 for t in (two, four, eight))
+    assert sum(by[layer, CANDIDATES[0]].divergence for layer in layers) > sum(
+        by[layer, CANDIDATES[3]].divergence for layer in layers
+    )
+    assert all(t.ms > 0 for t in found)
+    assert [t for t in found if t.passes.startswith("rtn") and t.divergence is None]  # gptq is nearer at its size
+
+
+@pytest.mark.parametrize("by", ["divergence", "error"])
+def test_a_plan_keeps_to_its_bits_and_is_carried_out(tried, by):
+    found, calibration = tried
+    plan = allocate(found, bits=6.5, by=by)
+    assert plan.bits <= 6.5 and len(set(plan.chosen.values())) > 1
+    model = zoo.build("llava")
+    vtc.compress(model, plan.recipe(), calibration, progress=False)
+    stored = hf.config_of(model).manifest["layers"]
+    assert sum(told["bytes"] for told in stored.values()) == plan.bytes
+
+
+def test_plans_by_flops_and_milliseconds(tried):
+    found, _ = tried
+    assert allocate(found, limit=sum({t.layer: t.flops for t in found}.values()), cost="flops").chosen
+    slow = sum(max(t.ms for t in found if t.layer == layer) for layer in {t.layer for t in found})
+    assert allocate(found, limit=slow, cost="ms").chosen
+
+
+def test_a_plan_to_read(tried, tmp_path):
+    found, _ = tried
+    plan = allocate(found, bits=7.0)
+    text = table(plan)
+    assert text.count("**") == 2 * len(plan.chosen) and "7.0" not in text.split("bits")[0][:1]
+    plot(plan, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_what_cannot_be_planned(tried):
+    found, calibration = tried
+    with pytest.raises(WeightsError, match="from"):
+        allocate(found, bits=1.0)
+    with pytest.raises(WeightsError, match="either bits"):
+        allocate(found)
+    with pytest.raises(WeightsError, match="either bits"):
+        allocate(found, bits=4, cost="ms")
+    with pytest.raises(WeightsError, match="cost is one of"):
+        allocate(found, bits=4, cost="euros")
+    model = zoo.build("llava")
+    with pytest.raises(WeightsError, match="two candidates"):
+        trials(model, calibration, calibration, ("gptq",), progress=False)
+    with pytest.raises(WeightsError, match="empty"):
+        trials(model, calibration, [], progress=False)
+    with pytest.raises(WeightsError, match="by_layer names"):
+        recipe = allocate([Trial("no.such", c, 8, n + 1, 1, 1.0, 1.0) for n, c in enumerate("ab")], bits=8)
+        vtc.compress(
+            model, {"passes": ["rtn"], "by_layer": {layer: ["rtn"] for layer in recipe.chosen}}, progress=False
+        )
+
+
+def test_only_candidates_that_nothing_beats_are_tried():
+    assert front([2, 4, 4, 8], [0.5, 0.2, 0.1, 0.1]) == {0, 2}
+    assert front([3, 3], [0.1, 0.1]) == {0}

@@ -1,0 +1,218 @@
+"""Which passes each layer should get for a size: candidates tried one layer at a time, then allocated.
+
+The damage of a candidate is what it alone does to the next token's distribution on held-out prompts (Kullback-Leibler
+divergence, nats); those add up well enough to allocate by. Only candidates that no other beats in both size and output
+error are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vtc.calibration import divergence
+from vtc.errors import WeightsError
+from vtc.models import family_of
+from vtc.weights import hf
+from vtc.weights.allocate import SECONDS, solve
+from vtc.weights.compress import fitted, in_order, standing_in
+from vtc.weights.recipe import Recipe, chain
+from vtc.weights.select import layers_of
+from vtc.weights.walk import Example, Walk
+
+CANDIDATES = tuple(f"gptq:bits={bits}" for bits in (2, 3, 4, 8))
+COSTS = ("bytes", "flops", "ms")
+ROWS = 64  # of the inputs that a layer is timed with
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate for one layer. weights: how many; bytes stored; flops of a token; ms of 64 rows (None: not timed);
+    error: relative output error; divergence in nats (None: another is smaller and nearer)."""
+
+    layer: str
+    passes: str
+    weights: int
+    bytes: int
+    flops: int
+    error: float
+    divergence: float | None = None
+    ms: float | None = None
+
+
+@torch.no_grad()
+def trials(
+    model: nn.Module,
+    calibration: Iterable[Example],
+    heldout: Iterable[Example],
+    candidates: Sequence[str] = CANDIDATES,
+    recipe: Any = "int4",
+    timed: bool = False,
+    progress: bool = True,
+) -> list[Trial]:
+    """Every candidate on every layer that ``recipe`` includes (its passes are not used). The model is left as it was.
+
+    calibration, heldout: prompts with pictures, as the processor makes them, none in both.
+    """
+    from tqdm import tqdm
+
+    recipe = Recipe.of(recipe)
+    chains = {text: chain(text) for text in candidates}
+    if len(chains) < 2:
+        raise WeightsError("give at least two candidates to choose from, like gptq:bits=4 and gptq:bits=3")
+    family = family_of(model)
+    layers = layers_of(model, family, recipe.include, recipe.skip)
+    walk, probe = Walk(model, calibration), Probe(model, heldout)
+    found: list[Trial] = []
+    with tqdm(total=len(layers), desc="trying", unit="layer", disable=not progress) as bar:
+        for block, inside in in_order(model, family, layers):
+            seen = walk.see(block, inside)
+            for name, layer in inside.items():
+                one = [Recipe(passes, buckets=recipe.buckets) for passes in chains.values()]
+                fits = [fitted(name, layer, seen[name], each) for each in one]
+                worth = front([fit.bytes for fit in fits], [fit.error for fit in fits])
+                for n, (text, fit) in enumerate(zip(chains, fits, strict=True)):
+                    module = standing_in(layer, fit)
+                    damage = probe.damage(name, module) if n in worth else None
+                    ms = time_of(module, layer) if timed else None
+                    found.append(Trial(name, text, layer.weight.numel(), fit.bytes, fit.flops, fit.error, damage, ms))
+                bar.update()
+            if isinstance(block, int):
+                walk.step(block)
+                probe.walk.step(block)
+    return found
+
+
+class Probe:
+    """Held-out prompts and what the model says next on them."""
+
+    def __init__(self, model: nn.Module, heldout: Iterable[Example]):
+        self.model, self.walk = model, Walk(model, heldout)
+        self.want = [next_token(output) for output in self.walk.finish()]
+
+    def damage(self, name: str, module: nn.Module) -> float:
+        """Mean divergence of the next token with ``module`` where the layer ``name`` is, in nats."""
+        original = self.model.get_submodule(name)
+        hf.replace_module(self.model, name, module)
+        try:
+            return self.now()
+        finally:
+            hf.replace_module(self.model, name, original)
+
+    def now(self) -> float:
+        """Mean divergence of the next token from what the model said at first, in nats."""
+        got = [next_token(output) for output in self.walk.finish()]
+        return float(torch.cat([divergence(*pair) for pair in zip(self.want, got, strict=True)]).mean())
+
+
+def next_token(output: Any) -> Tensor:
+    """``[B, V]``: log-probabilities after the last row, float32."""
+    return output.logits[:, -1].float().log_softmax(dim=-1)
+
+
+def front(bytes: Sequence[int], error: Sequence[float]) -> set[int]:
+    """The candidates that no other matches in both bytes and error."""
+    order = sorted(range(len(bytes)), key=lambda n: (bytes[n], error[n]))
+    kept, best = set(), float("inf")
+    for n in order:
+        if error[n] < best:
+            kept.add(n)
+            best = error[n]
+    return kept
+
+
+def time_of(module: nn.Module, layer: Any, repeats: int = 9) -> float:
+    """Median milliseconds of ``module`` on 64 rows of inputs."""
+    from time import perf_counter
+
+    x = torch.randn(ROWS, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    taken = []
+    for _ in range(repeats + 2):
+        _wait(x)
+        started = perf_counter()
+        module(x)
+        _wait(x)
+        taken.append(1000 * (perf_counter() - started))
+    return float(np.median(taken[2:]))
+
+
+def _wait(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each layer gets, by ``limit`` of ``cost``. damage: divergences of the chosen, as if they added up (nats)."""
+
+    chosen: dict[str, str]
+    trials: tuple[Trial, ...]
+    cost: str
+    limit: float
+
+    @property
+    def picked(self) -> list[Trial]:
+        return [t for t in self.trials if self.chosen[t.layer] == t.passes]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.bytes for t in self.picked)
+
+    @property
+    def bits(self) -> float:
+        return 8 * self.bytes / sum(t.weights for t in self.picked)
+
+    @property
+    def damage(self) -> float:
+        return sum(t.divergence or 0.0 for t in self.picked)
+
+    def recipe(self, like: Any = "int4") -> Recipe:
+        """To hand to ``vtc.compress``; buckets, parts and skipped layers as in ``like``."""
+        base = Recipe.of(like)
+        by_layer = tuple((name, chain(text)) for name, text in self.chosen.items())
+        return Recipe(base.passes, base.include, base.skip, base.buckets, by_layer)
+
+    def written(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "cost": self.cost,
+            "limit": self.limit,
+            "bits": self.bits,
+            "bytes": self.bytes,
+            "damage": self.damage,
+            "chosen": self.chosen,
+            "trials": [asdict(t) for t in self.trials],
+        }
+
+
+def allocate(
+    trials: Sequence[Trial],
+    bits: float | None = None,
+    limit: float | None = None,
+    cost: str = "bytes",
+    by: str = "divergence",
+    seconds: float = SECONDS,
+) -> Plan:
+    """The candidates with the least total damage that keep to ``bits`` a weight on average, or to ``limit`` in all of
+    ``cost`` ("bytes" stored, "flops" of a token, "ms"). by: "divergence" as measured, or "error" (the layer's relative
+    output error, which costs no forward and says less). Raises ``WeightsError`` where nothing is small enough."""
+    if cost not in COSTS or by not in ("divergence", "error"):
+        raise WeightsError(f'cost is one of {", ".join(COSTS)} and by "divergence" or "error", not {cost!r} and {by!r}')
+    if (bits is None) == (limit is None) or (bits is not None and cost != "bytes"):
+        raise WeightsError("give either bits (a weight, on average) or limit (in all, of the cost)")
+    layers, texts = list(dict.fromkeys(t.layer for t in trials)), list(dict.fromkeys(t.passes for t in trials))
+    damage, price = np.full((2, len(layers), len(texts)), np.inf)
+    weights = {t.layer: t.weights for t in trials}
+    for t in trials:
+        at = layers.index(t.layer), texts.index(t.passes)
+        value = t.divergence if by == "divergence" else t.error
+        price[at] = np.inf if getattr(t, cost) is None else getattr(t, cost)
+        damage[at] = np.inf if value is None else max(value, 0.0)
+    limit = bits * sum(weights.values()) / 8 if bits is not None else float(limit)  # type: ignore[arg-type]
+    choice = solve(damage, price, limit, seconds)
+    return Plan({layer: texts[c] for layer, c in zip(layers, choice, strict=True)}, tuple(trials), cost, limit)
