@@ -7,8 +7,9 @@ import vtc
 from tests import zoo
 from vtc.errors import WeightsError
 from vtc.models import family_of
+from vtc.weights.balance import by_gradient, weigher
 from vtc.weights.select import block_of, layers_of
-from vtc.weights.walk import Recorder, Walk, balanced, mixed
+from vtc.weights.walk import Recorder, Walk
 
 PATCHES = (None, "divprune", "fastv")
 
@@ -82,13 +83,30 @@ def test_vision_and_text_rows_are_told_apart(model_of):
     model = model_of("llava")
     example = zoo.prompt(model, pictures=1)
     layers = blocks_of(model, layers_of(model, family_of(model)))
-    seen = Walk(model, [example]).see(0, layers[0])
+    walk = Walk(model, [example])
+    seen = walk.see(0, layers[0])
     pictures = int((example["input_ids"] == model.config.image_token_id).sum())
     for buckets in seen.values():
         assert buckets["vision"].count == pictures
         assert buckets["text"].count == example["input_ids"].shape[1] - pictures
-        gram = mixed(buckets, *balanced(buckets))
+        gram = weigher("balanced", walk)(0, buckets)
         assert gram.count == pytest.approx(example["input_ids"].shape[1])
+        assert weigher("pooled", walk)(0, buckets).count == example["input_ids"].shape[1]
+        assert weigher((0.0, 1.0), walk)(0, buckets).count == buckets["text"].count
+        torch.testing.assert_close(weigher((0.0, 1.0), walk)(0, buckets).moment, buckets["text"].moment)
+
+
+@pytest.mark.parametrize("patch", [None, "divprune"])
+def test_gradients_say_what_a_token_is_worth(model_of, patch):
+    """The last row is text and the loss is read there: after the last block no vision token matters at all."""
+    model = model_of("llava")
+    if patch:
+        vtc.patch(model, patch, budget=4)
+    found = by_gradient(Walk(model, examples_of(model)))
+    assert len(found) == len(model.model.language_model.layers)
+    assert all(vision > 0 and text > 0 for vision, text in found[:-1])
+    assert found[-1][0] == 0 and found[-1][1] > 0
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_padding_is_left_out(model_of):

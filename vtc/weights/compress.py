@@ -13,12 +13,13 @@ from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.models.base import Family
 from vtc.weights import hf
+from vtc.weights.balance import weigher
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
 from vtc.weights.gram import Gram
-from vtc.weights.passes.base import Candidate
+from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import block_of, layers_of, part_of
-from vtc.weights.walk import Buckets, Example, Walk, balanced, mixed
+from vtc.weights.walk import Example, Walk
 
 Layers = dict[str, Any]  # nn.Linear or nn.Embedding by name
 
@@ -47,6 +48,7 @@ def compress(
         if name not in layers:
             raise WeightsError(f"by_layer names {name!r}, which is not among the {len(layers)} layers of this model")
     walk = Walk(model, calibration or []) if recipe.needs_gram else None
+    weigh = None if walk is None else weigher(recipe.buckets, walk)
     originals: Layers = {}
     told: dict[str, Any] = {}
     try:
@@ -55,10 +57,11 @@ def compress(
         ):
             seen = {} if walk is None else walk.see(block, inside)
             for name, layer in inside.items():
-                done = fitted(name, layer, seen.get(name), recipe)
+                gram = None if weigh is None else weigh(block, seen[name])
+                done = fitted(name, layer, gram, recipe.passes_for(name))
                 originals[name] = layer
                 hf.replace_module(model, name, standing_in(layer, done))
-                told[name] = {"bits": done.bits, "bytes": done.bytes, "error": done.error if seen else None}
+                told[name] = {"bits": done.bits, "bytes": done.bytes, "error": None if gram is None else done.error}
             if walk is not None and isinstance(block, int):
                 walk.step(block)
     except BaseException:
@@ -89,24 +92,14 @@ def standing_in(layer: Any, done: Candidate) -> nn.Module:
     return CompressedLinear.filled(layer.in_features, layer.out_features, done.all_parts, layer.bias, layer.weight)
 
 
-def fitted(name: str, layer: Any, buckets: Buckets | None, recipe: Recipe) -> Candidate:
-    """The layer after the recipe's passes."""
+def fitted(name: str, layer: Any, gram: Gram | None, passes: tuple[Pass, ...]) -> Candidate:
+    """The layer after the passes; gram: None where none of them needs one."""
     weight = layer.weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise WeightsError(f"{name} holds weights that are not finite; the checkpoint is damaged, load it again")
-    if isinstance(layer, nn.Embedding) and any(p.needs_gram for p in recipe.passes_for(name)):
-        raise WeightsError(
-            f"{name} is an embedding, which rounding alone can compress; use a recipe of rtn, or leave it out"
-        )
-    gram = Gram.empty(1) if buckets is None else weighed(buckets, recipe)
-    candidate = Candidate(weight, gram, layer.weight.dtype)
-    for each in recipe.passes_for(name):
+    if isinstance(layer, nn.Embedding) and any(p.needs_gram for p in passes):
+        raise WeightsError(f"{name} is an embedding, which only rtn compresses; use a recipe of rtn, or leave it out")
+    candidate = Candidate(weight, Gram.empty(1) if gram is None else gram, layer.weight.dtype)
+    for each in passes:
         candidate = each.fit(candidate)
     return candidate
-
-
-def weighed(buckets: Buckets, recipe: Recipe) -> Gram:
-    """One Gram of both buckets, weighed as the recipe says."""
-    if recipe.buckets == "pooled":
-        return mixed(buckets)
-    return mixed(buckets, *(balanced(buckets) if recipe.buckets == "balanced" else recipe.buckets))

@@ -20,6 +20,7 @@ from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.weights import hf
 from vtc.weights.allocate import SECONDS, solve
+from vtc.weights.balance import weigher
 from vtc.weights.compress import fitted, in_order, standing_in
 from vtc.weights.recipe import Recipe, chain
 from vtc.weights.select import layers_of
@@ -68,13 +69,14 @@ def trials(
     family = family_of(model)
     layers = layers_of(model, family, recipe.include, recipe.skip)
     walk, probe = Walk(model, calibration), Probe(model, heldout)
+    weigh = weigher(recipe.buckets, walk)
     found: list[Trial] = []
     with tqdm(total=len(layers), desc="trying", unit="layer", disable=not progress) as bar:
         for block, inside in in_order(model, family, layers):
             seen = walk.see(block, inside)
             for name, layer in inside.items():
-                one = [Recipe(passes, buckets=recipe.buckets) for passes in chains.values()]
-                fits = [fitted(name, layer, seen[name], each) for each in one]
+                gram = weigh(block, seen[name])
+                fits = [fitted(name, layer, gram, passes) for passes in chains.values()]
                 worth = front([fit.bytes for fit in fits], [fit.error for fit in fits])
                 for n, (text, fit) in enumerate(zip(chains, fits, strict=True)):
                     module = standing_in(layer, fit)

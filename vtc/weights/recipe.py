@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import WeightsError
+from vtc.weights.balance import WAYS
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import Pass
 from vtc.weights.select import PARTS
@@ -37,8 +38,8 @@ NAMED = {
 @dataclass(frozen=True)
 class Recipe:
     """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
-    expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, "balanced" (both
-    the same in all), "pooled" (every token the same) or (vision, text) weights of a token; by_layer: other passes for
+    expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, see
+    ``vtc.weights.balance.weigher``; by_layer: other passes for
     the layers named here (what an allocation chose)."""
 
     passes: tuple[Pass, ...]
@@ -54,8 +55,8 @@ class Recipe:
             if part not in PARTS:
                 raise WeightsError(f"include: there is no part {part!r}; there are: {', '.join(PARTS)}")
         if isinstance(self.buckets, str):
-            if self.buckets not in ("balanced", "pooled"):
-                raise WeightsError(f'buckets is "balanced", "pooled" or two weights, not {self.buckets!r}')
+            if self.buckets not in WAYS:
+                raise WeightsError(f"buckets is one of {', '.join(WAYS)} or two weights, not {self.buckets!r}")
         elif len(self.buckets) != 2 or min(self.buckets) < 0 or not sum(self.buckets) > 0:
             raise WeightsError(f"buckets needs two weights, vision and text, not both 0; it is {self.buckets!r}")
 

@@ -228,14 +228,3 @@ def portions(linears: dict[str, nn.Module], limit: int = 2**30) -> list[dict[str
         found[-1][name] = linear
         held += size
     return found
-
-
-def mixed(buckets: Buckets, vision: float = 1.0, text: float = 1.0) -> Gram:
-    """One Gram of both buckets, each token counted with its bucket's weight."""
-    return buckets["vision"].scaled(vision) + buckets["text"].scaled(text)
-
-
-def balanced(buckets: Buckets) -> tuple[float, float]:
-    """Weights that let vision and text tokens count the same in all (a bucket without tokens: 1, 1)."""
-    seen, read = buckets["vision"].count, buckets["text"].count
-    return (1.0, 1.0) if not seen or not read else ((seen + read) / (2 * seen), (seen + read) / (2 * read))
