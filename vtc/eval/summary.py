@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vtc.eval.cells import UNPATCHED
-from vtc.eval.metrics import normalise, paired_change, retention, standard_error
+from vtc.eval.metrics import normalise
+from vtc.eval.statistics import paired_change, retention, standard_error
 
 
 @dataclass
