@@ -26,7 +26,7 @@ def gqa_match(answer: str, expected: str) -> float:
 
 
 def ocr_match(answer: str, expected: Sequence[str], formula: bool = False) -> float:
-    """OCRBench: 1.0 when any of ``expected`` is part of the answer. ``formula`` (HME100k): with case, without blanks."""
+    """OCRBench: 1.0 when one of ``expected`` is in the answer. ``formula`` (HME100k): with case, without blanks."""
     found = _ocr(answer, formula)
     return float(any(_ocr(e, formula) in found for e in expected))
 
