@@ -22,7 +22,7 @@ from vtc.eval.describe import describe
 from vtc.eval.files import write_json
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.journal import Journal
-from vtc.eval.summary import summarise
+from vtc.eval.summary import add_metrics, summarise
 
 COST_PROBES = 4
 
@@ -82,7 +82,9 @@ def evaluate(
             answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
         )
         costs = {name: entry["cost"] for name, entry in measured.items()}
-        summary = summarise(journals.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
+        names = [c.name for c in cells]
+        summary = summarise(journals.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
+        add_metrics(summary, lambda: journals.read(journal.path), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,15 +45,26 @@ class Cell:
     whole: Tally = field(default_factory=Tally)
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
-    votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
+    votes: dict[str, Counter[str]] = field(default_factory=dict)  # what each answer would score in all, by type
     scores: dict[str, float] = field(default_factory=dict)  # by question
 
 
-def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def accepted(expected: list[str]) -> dict[str, float]:
+    """Every expected answer counts fully."""
+    return {normalise(answer): 1.0 for answer in expected}
+
+
+def summarise(
+    lines: Iterable[dict[str, Any]],
+    names: list[str],
+    costs: dict[str, dict[str, Any]],
+    credits: Callable[[list[str]], dict[str, float]] = accepted,
+) -> dict[str, Any]:
     """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, paired
     change, tokens; accuracy by type too.
 
-    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell.
+    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell; ``credits``: what the answers a
+    question expects would score.
     """
     cells = {name: Cell() for name in names}
     closed: dict[str, dict[str, Any]] = {}
@@ -72,7 +83,7 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
             tally.add(line)
         if "error" not in line:
             cell.scores[line["id"]] = line["score"]
-            cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
+            cell.votes.setdefault(kind, Counter()).update(credits(line["expected"]))
     base = cells[UNPATCHED]
     low = floor(base)
     out = {}
@@ -89,7 +100,19 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
     return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
 
 
+def add_metrics(
+    summary: dict[str, Any],
+    read: Callable[[], Iterable[dict[str, Any]]],
+    aggregate: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
+) -> None:
+    """The benchmark's own figures under ``metrics`` of each cell that has scores. ``read`` starts over for each cell,
+    so that no more than one cell's answers are held."""
+    for name, cell in summary["cells"].items():
+        if cell.get("questions"):
+            cell["metrics"] = aggregate(x for x in read() if x["cell"] == name and "score" in x)
+
+
 def floor(cell: Cell) -> float:
-    """What a blind answerer reaches: each type's most common accepted answer, always given."""
+    """What a blind answerer reaches: each type's best answer, always given."""
     hits = sum(votes.most_common(1)[0][1] for votes in cell.votes.values() if votes)
     return hits / cell.whole.count if cell.whole.count else 0.0
