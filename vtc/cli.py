@@ -76,10 +76,10 @@ def resume_command() -> str:
 def evaluate(
     model: Model,
     output: Annotated[Path, typer.Option(help="The run folder. Give it again to go on after an interruption.")],
-    data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
-    benchmark: Annotated[str, typer.Option(help="A named benchmark: scenes, easy_vqa.")] = "",
+    data: Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")] = None,
+    benchmark: Annotated[str, typer.Option(help="A named benchmark: scenes, pope, ...; see vtc benchmarks.")] = "",
     data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
-    split: Annotated[str, typer.Option(help="The benchmark's split.")] = "test",
+    split: Annotated[str, typer.Option(help="The benchmark's split; default: its usual one.")] = "",
     methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
     budgets: Annotated[
         str, typer.Option(help="Tokens a picture (64) or shares (0.5, 25%), comma separated.")
@@ -128,12 +128,14 @@ def evaluate(
     if bool(data) == bool(benchmark):
         raise VTCError("give either --data questions.jsonl or --benchmark NAME")
     from vtc.eval import cells
-    from vtc.eval.benchmarks import registry
+    from vtc.eval.benchmarks import reader, registry
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
     from vtc.eval.run import evaluate as run
 
-    source = registry["jsonl" if data else benchmark](data=data, data_dir=data_dir, split=split, seed=seed, limit=limit)
+    source = registry[reader(data) if data else benchmark](
+        data=data, data_dir=data_dir, split=split, seed=seed, limit=limit
+    )
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
@@ -187,6 +189,15 @@ def list_methods(debug: Debug = False) -> None:
     console = Console()
     console.print(table())
     console.print(papers())
+
+
+@app.command("benchmarks")
+@user_errors
+def list_benchmarks(debug: Debug = False) -> None:
+    """The benchmarks there are: their data sets, splits and figures, in Markdown."""
+    from vtc.eval.catalogue import benchmark_table
+
+    typer.echo(benchmark_table())
 
 
 @app.command()

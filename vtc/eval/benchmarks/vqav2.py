@@ -1,0 +1,41 @@
+"""VQAv2 (CC BY 4.0): everyday questions about COCO pictures, ten human answers each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks.base import Sample
+from vtc.eval.benchmarks.public import SHORT, Public
+from vtc.eval.metrics.vqa import vqa_accuracy
+
+
+@register("vqav2")
+@dataclass(frozen=True)
+class VQAv2(Public):
+    """Reported: the mean soft accuracy, also by answer type. The answers of ``test`` and ``testdev`` are not public."""
+
+    name: ClassVar[str] = "vqav2"
+    hub: ClassVar[tuple[str, ...]] = ("lmms-lab/VQAv2", "lmms-lab-encoder/VQAv2")
+    splits: ClassVar[tuple[str, ...]] = ("validation",)
+    unlabelled: ClassVar[tuple[str, ...]] = ("test", "testdev")
+    metric: ClassVar[str] = "VQA soft accuracy (official)"
+    columns: ClassVar[dict[str, rows.Form]] = {
+        "question_id": rows.identity,
+        "question": rows.text,
+        "answers": rows.texts,
+        "answer_type": rows.text,
+        "image": rows.image,
+    }
+
+    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+        question = row["question"] + SHORT
+        return [Sample(row["question_id"], question, row["answers"], (row["image"],), row["answer_type"], where=where)]
+
+    def score(self, answer: str, sample: Sample) -> float:
+        return vqa_accuracy(answer, sample.answers)
+
+    def credits(self, expected: Sequence[str]) -> dict[str, float]:
+        return {answer: vqa_accuracy(answer, expected) for answer in set(expected)}
