@@ -100,3 +100,14 @@ def test_results_without_their_settings_are_refused(tmp_path):
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(RunRefused, match=r"no config.json"):
         Journal(tmp_path, CONFIG)
+
+
+def test_one_cell_is_read_alone(tmp_path):
+    file = tmp_path / "results.jsonl"
+    lines = [
+        {"cell": cell, "id": str(n), "answer": "b@0.5"} for n in range(3) for cell in ("a@0.5", "b@0.5", "ä+b@0.5")
+    ]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    for cell in ("a@0.5", "b@0.5", "ä+b@0.5"):
+        assert [x["id"] for x in read(file, cell) if x["cell"] == cell] == ["0", "1", "2"]
+    assert {x["cell"] for x in read(file, "a@0.5")} == {"a@0.5"}

@@ -13,7 +13,7 @@ from tests.eval import public
 from tests.eval.public import FILES, WHOLE, benchmark_of, png, write
 from tests.eval.tiny import picture
 from vtc.errors import DataError, VTCError
-from vtc.eval.benchmarks import reader, registry, rows
+from vtc.eval.benchmarks import forms, reader, registry, rows
 from vtc.eval.benchmarks.pope import POPE
 from vtc.eval.images import load_any
 
@@ -208,7 +208,7 @@ def stored_image(kind, folder):
 
 @pytest.mark.parametrize("kind", ["bytes", "dict", "dict with a path", "path", "PIL"])
 def test_pictures_of_all_kinds(kind, tmp_path):
-    found = load_any(rows.image(stored_image(kind, tmp_path)), tmp_path)
+    found = load_any(forms.image(stored_image(kind, tmp_path)), tmp_path)
     assert found.mode == "RGB" and found.tobytes() == picture(0).tobytes()
 
 
@@ -257,15 +257,15 @@ def test_paths_in_rows_stay_in_the_data_folder(tmp_path):
     "value", [["red", "blue"], ("red", "blue"), "['red', 'blue']", [{"answer": "red"}, {"answer": "blue"}]]
 )
 def test_answers_as_a_list_or_its_text(value):
-    assert rows.texts(value) == ("red", "blue")
+    assert forms.texts(value) == ("red", "blue")
 
 
 def test_answers_that_only_look_like_lists():
-    assert rows.texts("[red") == ("[red",) and rows.texts("red") == ("red",) and rows.texts("[1, 2]") == ("1", "2")
-    assert rows.texts("[" * 5000) == ("[" * 5000,)
+    assert forms.texts("[red") == ("[red",) and forms.texts("red") == ("red",) and forms.texts("[1, 2]") == ("1", "2")
+    assert forms.texts("[" * 5000) == ("[" * 5000,)
     for value in (None, [], "[]", [None], 3, {}):
         with pytest.raises((ValueError, TypeError)):
-            rows.texts(value)
+            forms.texts(value)
 
 
 @pytest.mark.parametrize(
@@ -411,9 +411,12 @@ def test_without_the_extra_the_error_names_it(monkeypatch, tmp_path):
     import sys
 
     benchmark = benchmark_of("chartqa", tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(VTCError, match=r"pip install 'vtc-vlm\[eval\]'"):
         list(benchmark.samples())
+    with pytest.raises(VTCError, match=r"pip install 'vtc-vlm\[eval\]'"):
+        list(rows.hub_rows("lmms-lab/ChartQA", "abc", "default", "test"))
 
 
 def test_images_may_be_plain_bytes_in_parquet(tmp_path):

@@ -84,7 +84,7 @@ def evaluate(
         costs = {name: entry["cost"] for name, entry in measured.items()}
         names = [c.name for c in cells]
         summary = summarise(journals.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
-        add_metrics(summary, lambda: journals.read(journal.path), benchmark.aggregate)
+        add_metrics(summary, lambda cell: journals.read(journal.path, cell), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results

@@ -102,14 +102,14 @@ def summarise(
 
 def add_metrics(
     summary: dict[str, Any],
-    read: Callable[[], Iterable[dict[str, Any]]],
+    read: Callable[[str], Iterable[dict[str, Any]]],
     aggregate: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
 ) -> None:
-    """The benchmark's own figures under ``metrics`` of each cell that has scores. ``read`` starts over for each cell,
+    """The benchmark's own figures under ``metrics`` of each cell that has scores. ``read`` gives a cell's lines,
     so that no more than one cell's answers are held."""
     for name, cell in summary["cells"].items():
         if cell.get("questions"):
-            cell["metrics"] = aggregate(x for x in read() if x["cell"] == name and "score" in x)
+            cell["metrics"] = aggregate(x for x in read(name) if x["cell"] == name and "score" in x)
 
 
 def floor(cell: Cell) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import Public
 from vtc.eval.metrics import mean, means
@@ -23,14 +23,14 @@ class ChartQA(Public):
     name: ClassVar[str] = "chartqa"
     hub: ClassVar[tuple[str, ...]] = ("lmms-lab/ChartQA", "lmms-lab-encoder/ChartQA")
     metric: ClassVar[str] = "relaxed accuracy, 5 %"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "type": rows.text,
-        "question": rows.text,
-        "answer": rows.text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "type": forms.text,
+        "question": forms.text,
+        "answer": forms.text,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         question = row["question"] + ONE_WORD
         return [Sample(str(number), question, (row["answer"],), (row["image"],), row["type"], where=where)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics.reading import anls
@@ -23,15 +23,15 @@ class DocVQA(Public):
     unlabelled: ClassVar[tuple[str, ...]] = ("test",)
     max_new_tokens: ClassVar[int] = 32
     metric: ClassVar[str] = "ANLS, threshold 0.5"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "questionId": rows.identity,
-        "question": rows.text,
-        "question_types": rows.optional_texts,
-        "answers": rows.texts,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "questionId": forms.identity,
+        "question": forms.text,
+        "question_types": forms.optional_texts,
+        "answers": forms.texts,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         kind = (row["question_types"] or ("",))[0]
         return [Sample(row["questionId"], row["question"] + SHORT, row["answers"], (row["image"],), kind, where=where)]
 

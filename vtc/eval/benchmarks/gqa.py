@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register, rows
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics.text import gqa_match
@@ -27,28 +27,28 @@ class GQA(Public):
     config: ClassVar[str] = "testdev_balanced_instructions"
     splits: ClassVar[tuple[str, ...]] = ("testdev",)
     metric: ClassVar[str] = "exact match without case and punctuation"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "id": rows.identity,
-        "imageId": rows.identity,
-        "question": rows.text,
-        "answer": rows.text,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "id": forms.identity,
+        "imageId": forms.identity,
+        "question": forms.text,
+        "answer": forms.text,
     }
 
     @cached_property
     def encoded(self) -> dict[str, Any]:
         """The pictures, not decoded, by id."""
-        wanted = {"id": rows.identity, "image": rows.image}
-        found = (rows.conform(row, wanted, f"gqa pictures:{n}") for n, row in enumerate(self.picture_rows()))
+        wanted = {"id": forms.identity, "image": forms.image}
+        found = (forms.conform(row, wanted, f"gqa pictures:{n}") for n, row in enumerate(self.picture_rows()))
         return {row["id"]: row["image"] for row in found}
 
-    def picture_rows(self) -> Iterator[rows.Row]:
+    def picture_rows(self) -> Iterator[forms.Row]:
         if self.data_dir is None:
             return rows.hub_rows(*self.origin, PICTURES, self.split)
         if not (self.data_dir / PICTURES).is_dir():
             raise DataError(f"{self.data_dir} has no {PICTURES}; GQA's pictures are files of their own, download them")
         return rows.read_files(rows.split_files(self.data_dir, PICTURES, self.split))
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         picture = self.encoded.get(row["imageId"])
         if picture is None:
             raise DataError(f"{where}: picture {row['imageId']!r} is not in {PICTURES}; download both configurations")

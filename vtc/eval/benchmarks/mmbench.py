@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
 from vtc.eval.metrics import mean, means
@@ -28,18 +28,18 @@ class MMBench(Public):
     unlabelled: ClassVar[tuple[str, ...]] = ("test",)
     grouped: ClassVar[bool] = True
     metric: ClassVar[str] = "circular accuracy"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "index": rows.whole,
-        "question": rows.text,
-        "hint": rows.optional_text,
-        "answer": rows.text,
-        **dict.fromkeys("ABCD", rows.optional_text),
-        "category": rows.optional_text,
-        "L2-category": rows.optional_text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "index": forms.whole,
+        "question": forms.text,
+        "hint": forms.optional_text,
+        "answer": forms.text,
+        **dict.fromkeys("ABCD", forms.optional_text),
+        "category": forms.optional_text,
+        "L2-category": forms.optional_text,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         options = present(row)
         hint = f"{row['hint']} " if row["hint"] else ""
         question = f"{hint}{row['question']} There are several options:\n{option_lines(options)}\n{LETTER}"
@@ -72,7 +72,7 @@ class MMBench(Public):
         return {"circular": mean(hits.values())} | single | groups
 
 
-def present(row: rows.Row) -> tuple[str, ...]:
+def present(row: forms.Row) -> tuple[str, ...]:
     """The options up to the first that is missing."""
     texts = [row[name] for name in "ABCD"]
     return tuple(texts[: texts.index("")] if "" in texts else texts)

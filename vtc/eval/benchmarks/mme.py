@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics.yes_no import mme_answer, mme_scores
@@ -26,12 +26,12 @@ class MME(Public):
     hub: ClassVar[tuple[str, ...]] = ("lmms-lab/MME", "lmms-lab-encoder/MME")
     grouped: ClassVar[bool] = True
     metric: ClassVar[str] = "perception and cognition sums over pairs"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "question": rows.text,
-        "answer": rows.text,
-        "category": rows.text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "question": forms.text,
+        "answer": forms.text,
+        "category": forms.text,
+        "image": forms.image,
     }
 
     def all_samples(self) -> Iterator[Sample]:
@@ -47,7 +47,7 @@ class MME(Public):
                 told = f"mme: {pair!r} has {count} question(s), a pair has 2; add the other, or take both away"
                 yield Sample(f"{pair}#pair", where=self.name, error=told)
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         if row["answer"] not in ("Yes", "No"):
             raise DataError(f"{where}: the answer is {row['answer']!r:.40}; MME's are Yes and No")
         question = row["question"].replace(" Please answer yes or no.", "") + SHORT

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import LETTER, SHORT, Public, letter, option_lines
 from vtc.eval.metrics import mean, means
@@ -29,16 +29,16 @@ class MMMU(Public):
     splits: ClassVar[tuple[str, ...]] = ("validation", "dev")
     unlabelled: ClassVar[tuple[str, ...]] = ("test",)
     metric: ClassVar[str] = "accuracy of the letter, or of the open answer"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "id": rows.identity,
-        "question": rows.text,
-        "options": rows.optional_texts,
-        "answer": rows.texts,
-        "question_type": rows.text,
-        **{f"image_{n}": rows.optional_image for n in range(1, 8)},
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "id": forms.identity,
+        "question": forms.text,
+        "options": forms.optional_texts,
+        "answer": forms.texts,
+        "question_type": forms.text,
+        **{f"image_{n}": forms.optional_image for n in range(1, 8)},
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         options, answers = row["options"], row["answer"]
         if row["question_type"] == "multiple-choice":
             answers = (letter(answers[0], options, where),)

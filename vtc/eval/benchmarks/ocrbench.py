@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import Public
 from vtc.eval.metrics.text import ocr_match
@@ -30,15 +30,15 @@ class OCRBench(Public):
     hub: ClassVar[tuple[str, ...]] = ("echo840/OCRBench",)
     max_new_tokens: ClassVar[int] = 128
     metric: ClassVar[str] = "hits: an expected text is in the answer"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "dataset": rows.text,
-        "question": rows.text,
-        "question_type": rows.text,
-        "answer": rows.texts,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "dataset": forms.text,
+        "question": forms.text,
+        "question_type": forms.text,
+        "answer": forms.texts,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         kind, rule = row["question_type"], row["dataset"]
         return [Sample(str(number), row["question"], row["answer"], (row["image"],), kind, rule=rule, where=where)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register, rows
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics import mean
@@ -32,12 +32,12 @@ class POPE(Public):
     name: ClassVar[str] = "pope"
     hub: ClassVar[tuple[str, ...]] = ("lmms-lab/POPE", "lmms-lab-encoder/POPE")
     metric: ClassVar[str] = "F1, accuracy, precision, recall, yes-ratio"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "question": rows.text,
-        "answer": rows.text,
-        "category": rows.text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "question": forms.text,
+        "answer": forms.text,
+        "category": forms.text,
+        "image": forms.image,
     }
 
     strict: bool = False
@@ -48,7 +48,7 @@ class POPE(Public):
             return found
         return rows.split_files(self.data_dir, self.config, self.split) if self.data_dir else []
 
-    def stored(self) -> Iterator[rows.Row]:
+    def stored(self) -> Iterator[forms.Row]:
         for file in self.files:
             if file.suffix == ".json":
                 category = file.stem.rpartition("_")[2]
@@ -60,7 +60,7 @@ class POPE(Public):
         if not self.data_dir:
             yield from super().stored()
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         if row["answer"] not in ("yes", "no"):
             raise DataError(f"{where}: the answer is {row['answer']!r:.40}; POPE's are yes and no")
         identity = f"{row['category']}:{row['question_id']}"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import rows
+from vtc.eval.benchmarks import forms, rows
 from vtc.eval.benchmarks.base import Benchmark, Sample
 from vtc.eval.images import load_any
 
@@ -34,7 +34,7 @@ class Public(Benchmark):
     hub: ClassVar[tuple[str, ...]] = ()  # names on the hub, the usual one first
     config: ClassVar[str] = "default"
     unlabelled: ClassVar[tuple[str, ...]] = ()  # splits without answers
-    columns: ClassVar[dict[str, rows.Form]] = {}
+    columns: ClassVar[dict[str, forms.Form]] = {}
     grouped: ClassVar[bool] = False
 
     repository: str = ""
@@ -47,7 +47,7 @@ class Public(Benchmark):
         if self.split not in self.splits:
             raise DataError(f"{self.name} has no split {self.split!r}; use --split {labelled}")
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         """The samples of one row with the columns of ``columns``. Raises ``DataError``."""
         raise TypeError(f"{type(self).__name__} does not define questions()")
 
@@ -65,7 +65,7 @@ class Public(Benchmark):
         """The name on the hub and the revision that is read."""
         return rows.find_hub([self.repository] if self.repository else self.hub)
 
-    def stored(self) -> Iterator[rows.Row]:
+    def stored(self) -> Iterator[forms.Row]:
         """The split's rows as they are stored."""
         return rows.read_files(self.files) if self.data_dir else rows.hub_rows(*self.origin, self.config, self.split)
 
@@ -76,7 +76,7 @@ class Public(Benchmark):
         for number, row in enumerate(self.stored()):
             where = f"{self.name}:{self.split}:{number}"
             try:
-                yield from self.questions(rows.conform(row, self.columns, where), number, where)
+                yield from self.questions(forms.conform(row, self.columns, where), number, where)
             except DataError as error:
                 yield Sample(f"row:{number}", where=where, error=str(error))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import Public
 from vtc.eval.images import load_any
@@ -32,16 +32,16 @@ class RefCOCO(Public):
     splits: ClassVar[tuple[str, ...]] = ("val", "test", "testA", "testB")
     max_new_tokens: ClassVar[int] = 64
     metric: ClassVar[str] = "accuracy at IoU 0.5"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "answer": rows.texts,
-        "bbox": rows.box,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "answer": forms.texts,
+        "bbox": forms.box,
+        "image": forms.image,
     }
 
     coordinates: str = "unit"
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         left, top, width, height = row["bbox"]
         size = load_any(row["image"], self.root, where=where).size
         gold = rescale((left, top, left + width, top + height), size, self.coordinates)

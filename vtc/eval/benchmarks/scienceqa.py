@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import LETTER, Public, option_lines
 from vtc.eval.metrics.options import scienceqa_score
@@ -22,16 +22,16 @@ class ScienceQA(Public):
     config: ClassVar[str] = "ScienceQA-IMG"
     splits: ClassVar[tuple[str, ...]] = ("test", "validation", "train")
     metric: ClassVar[str] = "accuracy of the option's letter"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question": rows.text,
-        "choices": rows.texts,
-        "answer": rows.whole,
-        "hint": rows.optional_text,
-        "subject": rows.optional_text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question": forms.text,
+        "choices": forms.texts,
+        "answer": forms.whole,
+        "hint": forms.optional_text,
+        "subject": forms.optional_text,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         choices, answer = row["choices"], row["answer"]
         if not 0 <= answer < len(choices):
             raise DataError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
 from vtc.eval.metrics import mean
@@ -21,17 +21,17 @@ class SEEDBench(Public):
     name: ClassVar[str] = "seedbench"
     hub: ClassVar[tuple[str, ...]] = ("lmms-lab/SEED-Bench", "lmms-lab-encoder/SEED-Bench")
     metric: ClassVar[str] = "accuracy of the option's letter"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "question": rows.text,
-        **{f"choice_{name}": rows.text for name in "abcd"},
-        "answer": rows.text,
-        "data_type": rows.text,
-        "question_type_id": rows.whole,
-        "image": rows.images,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "question": forms.text,
+        **{f"choice_{name}": forms.text for name in "abcd"},
+        "answer": forms.text,
+        "data_type": forms.text,
+        "question_type_id": forms.whole,
+        "image": forms.images,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         options = tuple(row[f"choice_{name}"] for name in "abcd")
         question = f"{row['question']}\n{option_lines(options)}{LETTER}"
         answer = letter(row["answer"], options, where)

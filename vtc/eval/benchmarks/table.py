@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register, rows
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.mmbench import present
 from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
@@ -28,14 +28,14 @@ class Table(Public):
 
     max_new_tokens: ClassVar[int] = 32
     metric: ClassVar[str] = "exact match, or the option's letter"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "index": rows.identity,
-        "image": rows.images,
-        "question": rows.text,
-        "answer": rows.texts,
-        "hint": rows.optional_text,
-        **dict.fromkeys("ABCD", rows.optional_text),
-        "category": rows.optional_text,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "index": forms.identity,
+        "image": forms.images,
+        "question": forms.text,
+        "answer": forms.texts,
+        "hint": forms.optional_text,
+        **dict.fromkeys("ABCD", forms.optional_text),
+        "category": forms.optional_text,
     }
 
     @property
@@ -48,7 +48,7 @@ class Table(Public):
     def root(self) -> Path:
         return self.data_dir or self.file.parent
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         options, answers, text = present(row), row["answer"], row["question"]
         if row["hint"]:
             text = f"{row['hint']}\n{text}"
@@ -75,7 +75,7 @@ class TSV(Table):
 
     name: ClassVar[str] = "tsv"
 
-    def stored(self) -> Iterator[rows.Row]:
+    def stored(self) -> Iterator[forms.Row]:
         return rows.tsv_rows(self.file)
 
 
@@ -86,7 +86,7 @@ class Parquet(Table):
 
     name: ClassVar[str] = "parquet"
 
-    def stored(self) -> Iterator[rows.Row]:
+    def stored(self) -> Iterator[forms.Row]:
         return rows.parquet_rows(self.file)
 
 

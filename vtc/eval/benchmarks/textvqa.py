@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics.vqa import textvqa_accuracy
@@ -23,15 +23,15 @@ class TextVQA(Public):
     unlabelled: ClassVar[tuple[str, ...]] = ("test",)
     metric: ClassVar[str] = "VQA soft accuracy (EvalAI)"
     ocr: ClassVar[bool] = False
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "question": rows.text,
-        "answers": rows.texts,
-        "image": rows.image,
-        "ocr_tokens": rows.optional_texts,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "question": forms.text,
+        "answers": forms.texts,
+        "image": forms.image,
+        "ocr_tokens": forms.optional_texts,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         seen = f"\nReference OCR token: {', '.join(row['ocr_tokens'])}" if self.ocr else ""
         question = row["question"].capitalize() + seen + SHORT
         return [Sample(row["question_id"], question, row["answers"], (row["image"],), where=where)]

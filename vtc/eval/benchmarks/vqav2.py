@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vtc.eval.benchmarks import register, rows
+from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import SHORT, Public
 from vtc.eval.metrics.vqa import vqa_accuracy
@@ -22,15 +22,15 @@ class VQAv2(Public):
     splits: ClassVar[tuple[str, ...]] = ("validation",)
     unlabelled: ClassVar[tuple[str, ...]] = ("test", "testdev")
     metric: ClassVar[str] = "VQA soft accuracy (official)"
-    columns: ClassVar[dict[str, rows.Form]] = {
-        "question_id": rows.identity,
-        "question": rows.text,
-        "answers": rows.texts,
-        "answer_type": rows.text,
-        "image": rows.image,
+    columns: ClassVar[dict[str, forms.Form]] = {
+        "question_id": forms.identity,
+        "question": forms.text,
+        "answers": forms.texts,
+        "answer_type": forms.text,
+        "image": forms.image,
     }
 
-    def questions(self, row: rows.Row, number: int, where: str) -> list[Sample]:
+    def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         question = row["question"] + SHORT
         return [Sample(row["question_id"], question, row["answers"], (row["image"],), row["answer_type"], where=where)]
 
