@@ -37,6 +37,8 @@ def lettered(options):
 def vqa_soft_accuracy(rows, whole):
     for row in rows:
         assert vqa_accuracy(row["prediction"], row["answers"]) == pytest.approx(row["score"], abs=1e-9), row
+        always = vqa_accuracy(row["prediction"], row["answers"], always=True)
+        assert always == pytest.approx(row["score_always_normalise"], abs=1e-9), row
         assert vqa_normalise(row["prediction"]) == row["normalised_prediction"], row
         assert [vqa_normalise(a) for a in row["answers"]] == row["normalised_answers"], row
     table = json.loads((GOLDEN / "vqa_contractions.json").read_text("utf-8"))["table"]
@@ -44,6 +46,8 @@ def vqa_soft_accuracy(rows, whole):
         assert APOSTROPHES.get(word, word) == (meant if word == word.lower() else word)
     assert not APOSTROPHES.keys() - table.keys()
     scores = [vqa_accuracy(row["prediction"], row["answers"]) for row in rows]
+    always = mean(vqa_accuracy(row["prediction"], row["answers"], always=True) for row in rows)
+    assert always == pytest.approx(whole["mean_always_normalise"], abs=1e-9)
     exact, rounded = whole["accuracy_n12"], whole["accuracy_official_n2"]
     assert round(100 * mean(scores), 2) == rounded["overall"]
     assert 100 * mean(scores) == pytest.approx(exact["overall"], abs=1e-9)

@@ -108,6 +108,8 @@ def test_soft_accuracy_and_its_floor(tmp_path):
     sample = next(iter(benchmark.samples()))
     assert benchmark.score("Red", sample) == pytest.approx(0.9)
     assert benchmark.credits(sample.answers) == pytest.approx({"red": 0.9, "dark red": 1.0})
+    sure = replace(sample, answers=("yes",) * 10)
+    assert benchmark.score("Yes", sure) == 1 and replace(benchmark, official=True).score("Yes", sure) == 0
 
 
 def test_refcoco_coordinates(tmp_path):
@@ -221,11 +223,17 @@ def test_pictures_of_all_kinds(kind, tmp_path):
         ({"bytes": None, "path": "/etc/passwd"}, "absolute"),
         ("none.png", "does not exist"),
         (3, "is a int"),
+        (None, "is a NoneType"),
     ],
 )
 def test_broken_pictures(image, told, tmp_path):
     with pytest.raises(DataError, match=f"vqav2:validation:1: picture .*{told}"):
         load_any(image, tmp_path, where="vqav2:validation:1")
+
+
+def test_paths_of_hub_rows_are_refused():
+    with pytest.raises(DataError, match="--data-dir"):
+        load_any({"bytes": None, "path": "pyproject.toml"}, None)
 
 
 def test_a_bomb_is_measured_before_it_is_decoded(tmp_path):

@@ -28,9 +28,9 @@ def load_image(path: str | Path, root: str | Path, max_pixels: int = MAX_PIXELS,
         return decode(stream, path, max_pixels, where)
 
 
-def load_any(image: Any, root: str | Path, max_pixels: int = MAX_PIXELS, where: str = "") -> Image.Image:
+def load_any(image: Any, root: Path | None, max_pixels: int = MAX_PIXELS, where: str = "") -> Image.Image:
     """What a row of a data set holds as ``load_image`` gives it: encoded bytes, ``{"bytes", "path"}``, a path inside
-    ``root``, or a ``PIL.Image``. Raises ``DataError``."""
+    ``root`` (None: paths are refused), or a ``PIL.Image``. Raises ``DataError``."""
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if isinstance(image, (bytes, bytearray)):
@@ -38,7 +38,9 @@ def load_any(image: Any, root: str | Path, max_pixels: int = MAX_PIXELS, where: 
     if isinstance(image, Image.Image):
         check_size(image.size, "in the row", max_pixels, where)
         return to_rgb(ImageOps.exif_transpose(image))
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path)) and root is None:
+        raise fail(where, image, "is a path, and rows of the hub have none here; give --data-dir with the pictures")
+    if isinstance(image, (str, Path)) and root is not None:
         return load_image(image, root, max_pixels, where)
     raise fail(where, "in the row", f"is a {type(image).__name__}; expected encoded bytes, a path or a PIL.Image")
 

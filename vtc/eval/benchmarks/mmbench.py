@@ -67,7 +67,7 @@ class MMBench(Public):
         scored = [(int(row["id"]), row["score"], row["group"]) for row in rows]
         hits = circular((index, score) for index, score, _ in scored)
         first = {index: (score, group) for index, score, group in scored if index < ROTATION}
-        groups = means((group, hits[index]) for index, (_, group) in first.items())
+        groups = means((group, hits[index]) for index, (_, group) in first.items() if group)
         single = {"single_pass": mean(score for score, _ in first.values())}
         return {"circular": mean(hits.values())} | single | groups
 

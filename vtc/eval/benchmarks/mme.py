@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vtc.errors import DataError
@@ -40,7 +40,7 @@ class MME(Public):
             pair = sample.id
             if not sample.error:
                 members[pair] += 1
-                sample = Sample(**vars(sample) | {"id": f"{pair}#{members[pair]}"})
+                sample = replace(sample, id=f"{pair}#{members[pair]}")
             yield sample
         for pair, count in members.items():
             if count != 2:

@@ -46,6 +46,8 @@ class Public(Benchmark):
             raise DataError(f"the answers of {self.name}'s split {self.split!r} are not public; use --split {labelled}")
         if self.split not in self.splits:
             raise DataError(f"{self.name} has no split {self.split!r}; use --split {labelled}")
+        if self.hub and self.data_dir:
+            _ = self.files  # a wrong folder is told before a model is loaded
 
     def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
         """The samples of one row with the columns of ``columns``. Raises ``DataError``."""
@@ -89,10 +91,12 @@ class Public(Benchmark):
         return [load_any(image, self.root, where=sample.where) for image in sample.images]
 
     @property
-    def root(self) -> Path:
-        """The folder that pictures are in where rows hold paths: ``images/`` of the data folder, or that itself."""
-        folder = self.data_dir or Path()
-        return folder / "images" if (folder / "images").is_dir() else folder
+    def root(self) -> Path | None:
+        """The folder that pictures are in where rows hold paths: ``images/`` of the data folder, or that itself. None
+        for rows of the hub, whose paths are nobody's here."""
+        if self.data_dir is None:
+            return None
+        return self.data_dir / "images" if (self.data_dir / "images").is_dir() else self.data_dir
 
     def fingerprint(self) -> dict[str, Any]:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("data", "data_dir")}

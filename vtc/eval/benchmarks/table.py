@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from vtc.errors import DataError
 from vtc.eval.benchmarks import forms, register, rows
-from vtc.eval.benchmarks.base import Sample
+from vtc.eval.benchmarks.base import Sample, hash_file
 from vtc.eval.benchmarks.mmbench import present
 from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
 from vtc.eval.metrics import exact_match
@@ -65,7 +65,7 @@ class Table(Public):
         return exact_match(answer, sample.answers)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"name": self.name, "split": self.split, "limit": self.limit, "source": rows.stamp(self.file)}
+        return {"name": self.name, "split": self.split, "limit": self.limit, "source": hash_file(self.file)}
 
 
 @register("tsv")

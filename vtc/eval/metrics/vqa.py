@@ -26,10 +26,11 @@ APOSTROPHES = {w[:n] + w[n + 1 :]: w for w in CONTRACTIONS for n, mark in enumer
 APOSTROPHES |= {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round
 
 
-def vqa_accuracy(answer: str, expected: Sequence[str]) -> float:
-    """The official accuracy (GT-Vision-Lab/VQA): nothing is normalised when all expected answers agree."""
+def vqa_accuracy(answer: str, expected: Sequence[str], always: bool = False) -> float:
+    """The official accuracy (GT-Vision-Lab/VQA), which normalises nothing when all expected answers agree; with
+    ``always`` (lmms-eval) it does so even then."""
     answer, expected = _plain(answer), [_plain(e) for e in expected]
-    if len(set(expected)) > 1:
+    if always or len(set(expected)) > 1:
         answer, expected = vqa_normalise(answer), [vqa_normalise(e) for e in expected]
     return consensus(answer, expected)
 
