@@ -240,3 +240,23 @@ def test_demo_needs_no_options(monkeypatch, tmp_path):
     assert made >= {"results.jsonl", "summary.json", "table.md", "pareto.png", "overlays"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert set(summary["cells"]["random@0.0625"]["groups"]) == {"one-hop", "two-hop"}
+
+
+def test_benchmarks_lists_all():
+    from vtc.eval.benchmarks import registry
+
+    result = call("benchmarks")
+    assert result.exit_code == 0 and all(f"| `{name}` |" in result.output for name in registry)
+
+
+def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
+    from tests.eval.public import write_tsv
+
+    result = ask("--data", write_tsv(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "3 questions a cell of `tsv`" in result.output
+
+
+def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
+    result = call("eval", "--model", "none", "--output", tmp_path, "--benchmarks", "vqav2", "--split", "test")
+    assert result.exit_code == 1 and "use --split validation" in result.output

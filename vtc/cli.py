@@ -82,13 +82,15 @@ def evaluate(
     output: Annotated[
         Path, typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on.")
     ],
-    data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
-    benchmarks: Annotated[str, typer.Option(help="Named benchmarks, comma separated: scenes, easy_vqa.")] = "",
+    data: Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")] = None,
+    benchmarks: Annotated[
+        str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
+    ] = "",
     data_dir: Annotated[
         Path | None,
         typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
     ] = None,
-    split: Annotated[str, typer.Option(help="The benchmarks' split.")] = "test",
+    split: Annotated[str, typer.Option(help="The benchmarks' split; default: the usual one of each.")] = "",
     methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
     budgets: Annotated[
         str, typer.Option(help="Tokens a picture (64) or shares (0.5, 25%), comma separated.")
@@ -144,10 +146,12 @@ def evaluate(
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
     from vtc.eval import cells, ranks, suite
+    from vtc.eval.benchmarks import reader
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
 
-    sources = suite.parse(benchmarks or "jsonl", data_dir, data=data, split=split, seed=seed, limit=limit)
+    names = reader(data) if data else benchmarks
+    sources = suite.parse(names, data_dir, data=data, split=split, seed=seed, limit=limit)
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
@@ -206,6 +210,15 @@ def list_methods(debug: Debug = False) -> None:
     console = Console()
     console.print(table())
     console.print(papers())
+
+
+@app.command("benchmarks")
+@user_errors
+def list_benchmarks(debug: Debug = False) -> None:
+    """The benchmarks there are: their data sets, splits and figures, in Markdown."""
+    from vtc.eval.catalogue import benchmark_table
+
+    typer.echo(benchmark_table())
 
 
 @app.command()

@@ -58,6 +58,14 @@ def test_mean_retention_is_the_plain_mean_over_benchmarks():
         assert "| grid | 64 | 50.0 ± 1.0 | 25.0 ± 1.0 | - |" in page
 
 
+def test_what_each_benchmark_reports_stands_below():
+    own = summary(0.5, 0.9)
+    own["cells"]["grid@64"] = own["cells"]["grid@64"] | {"metrics": {"f1": 0.87654, "a/f1": 0.5}}
+    page = suite.markdown({"pope": own, "scenes": summary(0.5, 0.9)})
+    assert "| method | budget | pope f1 |" in page and "| grid | 64 | 0.8765 |" in page
+    assert "| unpatched | all | - |" in page and "reports" not in suite.markdown({"a": summary(0.5, 0.9)})
+
+
 def test_each_of_several_has_its_own_data_folder(tmp_path):
     one, two = suite.parse("easy_vqa, jsonl,easy_vqa", tmp_path, limit=3)
     assert (one.name, one.data_dir, two.data_dir) == ("easy_vqa", tmp_path / "easy_vqa", tmp_path / "jsonl")

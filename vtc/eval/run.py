@@ -23,7 +23,7 @@ from vtc.eval.generate import Answerer
 from vtc.eval.journal import ALONE, Journal
 from vtc.eval.ranks import World
 from vtc.eval.runner import Runner
-from vtc.eval.summary import summarise
+from vtc.eval.summary import add_metrics, summarise
 
 COST_PROBES = 4
 
@@ -89,7 +89,9 @@ def evaluate(
             answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
         )
         costs = {name: entry["cost"] for name, entry in measured.items()}
-        summary = summarise(lines.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
+        names = [c.name for c in cells]
+        summary = summarise(lines.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
+        add_metrics(summary, lambda cell: lines.read(journal.path, cell), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results

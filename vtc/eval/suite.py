@@ -53,12 +53,25 @@ def markdown(summaries: dict[str, dict[str, Any]]) -> str:
     """A row a cell, a column a benchmark (accuracy), and the mean retention over the benchmarks."""
     order = next(iter(summaries.values()))["order"]
     rows = [[*tables.split(name), *figures([s["cells"][name] for s in summaries.values()])] for name in order]
+    head, own = headlines(summaries)
+    parts = [tables.grid(["method", "budget", *summaries, "mean retention %"], rows)]
+    parts += ["What each benchmark reports:", tables.grid(head, own)] if own else []
     counts = ", ".join(f"{name} {s['cells'][s['order'][0]].get('questions', 0):,}" for name, s in summaries.items())
-    return (
-        tables.grid(["method", "budget", *summaries, "mean retention %"], rows)
-        + f"\n\nAccuracy (%) ± one standard error. Questions: {counts}. Mean retention: the plain mean over the "
-        "benchmarks of each folder's `retention`; - where a benchmark has none.\n"
+    parts.append(
+        f"Accuracy (%) ± one standard error. Questions: {counts}. Mean retention: the plain mean over the "
+        "benchmarks of each folder's `retention`; - where a benchmark has none."
     )
+    return "\n\n".join(parts) + "\n"
+
+
+def headlines(summaries: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Of the benchmarks that have figures of their own the first figure: a row a cell. No rows where none has."""
+    own = {name: head[2].strip("*") for name, s in summaries.items() if len(head := tables.metric_rows(s)[0]) > 2}
+    rows = []
+    for cell in next(iter(summaries.values()))["order"] if own else []:
+        found = [summaries[name]["cells"][cell].get("metrics", {}).get(key) for name, key in own.items()]
+        rows.append([*tables.split(cell), *(tables.number(value, tables.figure) for value in found)])
+    return ["method", "budget", *(f"{name} {key}" for name, key in own.items())], rows
 
 
 def figures(cells: Sequence[dict[str, Any]]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
 from vtc.eval.cells import UNPATCHED
-from vtc.eval.metrics import normalise, paired_change, retention, standard_error
+from vtc.eval.metrics import normalise
+from vtc.eval.statistics import paired_change, retention, standard_error
 
 
 @dataclass
@@ -46,15 +47,26 @@ class Cell:
     whole: Tally = field(default_factory=Tally)
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
-    votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
+    votes: dict[str, Counter[str]] = field(default_factory=dict)  # what each answer would score in all, by type
     scores: array[float] = field(default_factory=lambda: array("d"))  # by row, NaN where there is none: 8 bytes each
 
 
-def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def accepted(expected: list[str]) -> dict[str, float]:
+    """Every expected answer counts fully."""
+    return {normalise(answer): 1.0 for answer in expected}
+
+
+def summarise(
+    lines: Iterable[dict[str, Any]],
+    names: list[str],
+    costs: dict[str, dict[str, Any]],
+    credits: Callable[[list[str]], dict[str, float]] = accepted,
+) -> dict[str, Any]:
     """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, paired
     change, tokens; accuracy by type too.
 
-    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell.
+    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell; ``credits``: what the answers a
+    question expects would score.
     """
     cells = {name: Cell() for name in names}
     closed: dict[str, dict[str, Any]] = {}
@@ -74,7 +86,7 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
         if "error" not in line:
             put(cell.scores, line["row"], line["score"])
             if line["cell"] == UNPATCHED:  # the floor needs no other's
-                cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
+                cell.votes.setdefault(kind, Counter()).update(credits(line["expected"]))
     base = cells[UNPATCHED]
     low = floor(base)
     out = {}
@@ -98,7 +110,19 @@ def put(column: array[float], row: int, value: float) -> None:
     column[row] = value
 
 
+def add_metrics(
+    summary: dict[str, Any],
+    read: Callable[[str], Iterable[dict[str, Any]]],
+    aggregate: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
+) -> None:
+    """The benchmark's own figures under ``metrics`` of each cell that has scores. ``read`` gives a cell's lines,
+    so that no more than one cell's answers are held."""
+    for name, cell in summary["cells"].items():
+        if cell.get("questions"):
+            cell["metrics"] = aggregate(x for x in read(name) if x["cell"] == name and "score" in x)
+
+
 def floor(cell: Cell) -> float:
-    """What a blind answerer reaches: each type's most common accepted answer, always given."""
+    """What a blind answerer reaches: each type's best answer, always given."""
     hits = sum(votes.most_common(1)[0][1] for votes in cell.votes.values() if votes)
     return hits / cell.whole.count if cell.whole.count else 0.0

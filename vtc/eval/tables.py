@@ -103,6 +103,22 @@ def type_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["method", "budget", *(kind or f"**{group}**" for group, kind in columns)], rows
 
 
+def figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def metric_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The benchmark's own figures, its headline first; names with a slash are left to ``summary.json``."""
+    cells = {name: cell["metrics"] for name, cell in summary["cells"].items() if cell.get("metrics")}
+    columns = list(dict.fromkeys(key for metrics in cells.values() for key in metrics if "/" not in key))
+    rows = [
+        [*split(name), *(number(cells[name].get(key), figure) for key in columns)]
+        for name in summary["order"]
+        if name in cells
+    ]
+    return ["method", "budget", *(f"**{key}**" if n == 0 else key for n, key in enumerate(columns))], rows
+
+
 def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers."""
     cells, settings, versions = summary["cells"], summary["settings"], summary["settings"]["versions"]
@@ -134,6 +150,10 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
 def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
     """Everything as one Markdown page."""
     parts = [grid(HEAD, main_rows(summary, measured))]
+    head, rows = metric_rows(summary)
+    if rows:
+        own = f"Figures of `{summary['settings']['benchmark']['name']}`, as fractions of 1 or as points:"
+        parts += [own, grid(head, rows)]
     head, rows = type_rows(summary)
     if rows:
         parts += ["Accuracy (%) by question type:", grid(head, rows)]

@@ -1,22 +1,9 @@
-"""Scores and what may be said of them: exact match, standard error, retention, paired change."""
+"""What may be said of scores: standard error, retention, paired change."""
 
 from __future__ import annotations
 
 import math
-import string
 from collections.abc import Sequence
-
-PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise(text: str) -> str:
-    """Lower case, ASCII punctuation deleted, white space collapsed (the exact match of GQA; articles stay)."""
-    return " ".join(text.lower().translate(PUNCTUATION).split())
-
-
-def exact_match(answer: str, expected: Sequence[str]) -> float:
-    """1.0 when the normalised answer equals any of the expected ones, else 0.0."""
-    return float(normalise(answer) in {normalise(e) for e in expected})
 
 
 def standard_error(mean: float, mean_square: float, count: int) -> float:
