@@ -83,12 +83,22 @@ class Answerer:
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
-    def answers(self, inputs: Any) -> list[str]:
-        """Greedy answers, one a row."""
+    def prefill(self, inputs: Any) -> None:
+        """One forward over the prompts that fills a cache and computes the last logits only, as ``generate`` begins."""
+        self.model(**inputs, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def generate(self, inputs: Any, **options: Any) -> torch.Tensor:
+        """New tokens ``[B, n]``, greedy, with any options of ``generate``."""
         pad = getattr(self.processor, "tokenizer", self.processor).pad_token_id
         plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        rows = self.model.generate(**inputs, **plain, max_new_tokens=self.max_new_tokens, pad_token_id=pad)
-        new = rows[:, inputs["input_ids"].shape[1] :]
+        limits = {"max_new_tokens": self.max_new_tokens} | options
+        rows = self.model.generate(**inputs, **plain, **limits, pad_token_id=pad)
+        return rows[:, inputs["input_ids"].shape[1] :]
+
+    def answers(self, inputs: Any) -> list[str]:
+        """Greedy answers, one a row."""
+        new = self.generate(inputs)
         return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
 
     def vision_rows(self, inputs: Any) -> list[int]:

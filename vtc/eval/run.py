@@ -24,8 +24,6 @@ from vtc.eval.generate import Answerer, Asked
 from vtc.eval.journal import Journal
 from vtc.eval.summary import summarise
 
-COST_PROBES = 4
-
 
 @dataclass(frozen=True)
 class Results:
@@ -205,11 +203,9 @@ def measurements(
     done = [cell for cell in cells if cell.name in entries]
     if len(done) == len(cells):
         return entries
-    probes = list(islice(outputs.usable(answerer, benchmark), max(COST_PROBES, batch)))
+    probes = list(islice(outputs.usable(answerer, benchmark), max(measure.COST_PROBES, batch)))
     if not probes:
         return {}
-    costs = {cell.name: {"cost": measure.cost(answerer, cell, probes[:COST_PROBES])} for cell in cells}
-    times = measure.timing(answerer, cells, probes[:batch], repeats) if repeats else {}
-    entries = {name: entry | ({"timing": times[name]} if name in times else {}) for name, entry in costs.items()}
+    entries = measure.everything(answerer, cells, probes, repeats, batch)
     write_json(path, entries)
     return entries
