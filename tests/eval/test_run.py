@@ -98,7 +98,7 @@ def test_asked_again_nothing_is_computed(go, rows, write_rows, monkeypatch):
     file = write_rows(rows)
     first = go(file)
     before = (first.folder / "results.jsonl").read_bytes()
-    monkeypatch.setattr(Answerer, "answers", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(Answerer, "replies", lambda *_: pytest.fail("asked again"))
     assert go(file).summary == first.summary
     assert (first.folder / "results.jsonl").read_bytes() == before
 
@@ -172,30 +172,30 @@ def test_bad_samples_are_counted_never_scored(go, rows, write_rows, tmp_path):
 def test_out_of_memory_halves_the_batch(go, rows, write_rows, monkeypatch, tmp_path):
     file = write_rows(rows)
     calm = go(file, output=tmp_path / "calm")
-    real, sizes = Answerer.answers, []
+    real, sizes = Answerer.replies, []
 
-    def answers(self, inputs):
+    def replies(self, inputs):
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, inputs)
 
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     results = go(file)
     assert max(sizes) == 5 and results.summary == calm.summary
 
 
 def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch):
-    real = Answerer.answers
+    real = Answerer.replies
 
-    def answers(self, inputs):
+    def replies(self, inputs):
         if inputs["input_ids"].shape[1] > 30:  # 16 vision tokens and the long question
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return real(self, inputs)
 
     rows[3]["question"] = "what is the color of the red shape left of the blue shape ?"
     file = write_rows(rows)
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     with pytest.raises(DataError, match=r"q.jsonl:4: RuntimeError.*can't allocate memory"):
         go(file, output=file.parent / "strict")
     cell = go(file, allow_errors=True).summary["cells"]["random@0.5"]
@@ -203,10 +203,10 @@ def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch)
 
 
 def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_rows, monkeypatch):
-    def answers(self, inputs):
+    def replies(self, inputs):
         raise vtc.errors.NotReduced("no stage ran")
 
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     with pytest.raises(vtc.errors.NotReduced):
         go(write_rows(rows), allow_errors=True)
 

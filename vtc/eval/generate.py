@@ -11,6 +11,7 @@ from PIL import Image
 
 from vtc.errors import DataError
 from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.confidence import Chosen
 
 MARK = "<image>"  # where a picture stands in a question
 
@@ -98,8 +99,14 @@ class Answerer:
 
     def answers(self, inputs: Any) -> list[str]:
         """Greedy answers, one a row."""
-        new = self.generate(inputs)
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        return [text for text, _ in self.replies(inputs)]
+
+    def replies(self, inputs: Any) -> list[tuple[str, float]]:
+        """Greedy answers, one a row, each with its probability."""
+        chosen = Chosen()
+        new = self.generate(inputs, logits_processor=[chosen])
+        texts = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        return list(zip(texts, chosen.probability(new, self.model.generation_config.eos_token_id), strict=True))
 
     def vision_rows(self, inputs: Any) -> list[int]:
         """Placeholders of each prompt: the vision tokens it costs the unpatched model."""
