@@ -13,7 +13,7 @@ from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.generate import Answerer
 
-SCHEMA = 1
+SCHEMA = 2  # 2: answers have a confidence
 
 
 def describe(

@@ -17,6 +17,7 @@ from vtc.errors import BudgetError, DataError, UnsupportedModel, VTCError
 from vtc.eval import journal as journals
 from vtc.eval import measure, outputs
 from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.beyond import beyond
 from vtc.eval.cells import Cell, plan
 from vtc.eval.describe import describe
 from vtc.eval.files import write_json
@@ -81,6 +82,8 @@ def evaluate(
         )
         costs = {name: entry["cost"] for name, entry in measured.items()}
         summary = summarise(journals.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
+        for each, figures in beyond(summary, journals.read(journal.path)).items():
+            summary["cells"][each] |= figures
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results
