@@ -74,8 +74,10 @@ def resume_command() -> str:
 @app.command("eval")
 @user_errors
 def evaluate(
-    model: Model,
-    output: Annotated[Path, typer.Option(help="The run folder. Give it again to go on after an interruption.")],
+    model: Model = "",
+    output: Annotated[
+        Path | None, typer.Option(help="The run folder. Give it again to go on after an interruption.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
     benchmark: Annotated[str, typer.Option(help="A named benchmark: scenes, easy_vqa.")] = "",
     data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
@@ -103,6 +105,9 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a folder that holds another run.")
     ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two run folders of the same questions: what changed. Alone.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Accuracy, tokens, time and memory of a model, unpatched and with fewer vision tokens.
@@ -122,9 +127,15 @@ def evaluate(
         vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
             --prompt "{question} Answer in one word." --output runs/fastv
 
+        vtc eval --compare runs/before runs/after --output runs/drift
+
     Killed at any moment, the same command goes on where it stopped. Exit code 1: a bad sample, file or model;
     2: a run folder with other settings or another writer.
     """
+    if compare:
+        return tell_changes(*compare, output)
+    if not model or output is None:
+        raise VTCError("give --model and --output")
     if bool(data) == bool(benchmark):
         raise VTCError("give either --data questions.jsonl or --benchmark NAME")
     from vtc.eval import cells
@@ -240,6 +251,17 @@ def tell(results: Any) -> None:
         wide.print(note, style="dim", markup=False, highlight=False)
     made = sorted(p.name for p in results.folder.iterdir() if not p.name.startswith("."))
     typer.echo(f"{results.folder}: {', '.join(made)}")
+
+
+def tell_changes(a: Path, b: Path, output: Path | None) -> None:
+    """What changed from run ``a`` to run ``b``, also as ``compare.json`` in ``output``."""
+    from vtc.eval.compare import compare, markdown
+    from vtc.eval.files import write_json
+
+    found = compare(a, b)
+    typer.echo(markdown(found))
+    if output is not None:
+        write_json(output / "compare.json", found)
 
 
 def main() -> None:
