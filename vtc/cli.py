@@ -105,6 +105,10 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a folder that holds another run.")
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Ask again under noise, blur, JPEG, low contrast, typos: 6 x as long."),
+    ] = False,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two run folders of the same questions: what changed. Alone.")
     ] = None,
@@ -149,23 +153,26 @@ def evaluate(
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
     vlm, processor = load(model, dtype, device, attn)
-    results = run(
+    ask = functools.partial(
+        run,
         vlm,
         processor,
-        source,
-        specs,
-        values,
-        output,
+        methods=specs,
+        budgets=values,
         batch_size=batch_size,
         template=prompt,
         max_new_tokens=max_new_tokens,
         allow_errors=allow_errors,
         overwrite=overwrite,
-        timing_batch=timing_batch,
-        repeats=timing_repeats,
-        overlays=overlays,
         name=model,
     )
+    results = ask(source, output=output, timing_batch=timing_batch, repeats=timing_repeats, overlays=overlays)
+    if robustness:
+        from vtc.eval.robustness import markdown, measure
+
+        again = functools.partial(ask, repeats=0, overlays=0)
+        found = measure(results.summary, source, output, lambda each, folder: again(each, output=folder).summary)
+        typer.echo(markdown(found))
     tell(results)
     if not any(cell.get("questions") for cell in results.summary["cells"].values()):
         raise VTCError(f"no question could be answered; see {results.folder / 'results.jsonl'}")

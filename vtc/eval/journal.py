@@ -15,7 +15,10 @@ from vtc.errors import VTCError
 from vtc.eval.files import write_json
 
 SYNC_SECONDS = 5.0
-OURS = ("results.jsonl", "config.json", "summary.json", "measured.json", "table.md", "pareto.png", "overlays/*.png")
+OURS = (
+    *("results.jsonl", "config.json", "summary.json", "measured.json", "table.md", "pareto.png", "overlays/*.png"),
+    *("robustness.json", "robustness.md"),
+)
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 
 
