@@ -171,7 +171,7 @@ def evaluate(
         from vtc.eval.robustness import markdown, measure
 
         again = functools.partial(ask, repeats=0, overlays=0)
-        found = measure(results.summary, source, output, lambda each, folder: again(each, output=folder).summary)
+        found = measure(output, source, lambda each, folder: again(each, output=folder))
         typer.echo(markdown(found))
     tell(results)
     if not any(cell.get("questions") for cell in results.summary["cells"].values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -13,20 +14,28 @@ from vtc.eval.robustness import drops, markdown, measure
 from vtc.eval.run import evaluate
 
 
-def summary(**accuracy):
-    cells = {name: {"closed": "no"} if a is None else {"accuracy": a} for name, a in accuracy.items()}
-    return {"order": list(accuracy), "cells": cells}
+def scores(text):
+    return {str(n): float(c) for n, c in enumerate(text)}
 
 
 def test_drops_by_hand():
-    clean = summary(unpatched=0.9, grid=0.8, fastv=None)
-    found = drops(
-        clean, {"noise": summary(unpatched=0.8, grid=0.5, fastv=None), "typo": summary(unpatched=0.9, grid=0.85)}
-    )
-    assert found["grid"]["noise"] == {"accuracy": 0.5, "drop": pytest.approx(0.3), "excess": pytest.approx(0.2)}
-    assert found["grid"]["typo"] == {"accuracy": 0.85, "drop": pytest.approx(-0.05), "excess": pytest.approx(-0.05)}
-    assert found["unpatched"]["noise"]["excess"] == 0.0 and "fastv" not in found
-    assert drops(clean, {"blur": {"cells": {}}})["grid"]["blur"] == {"accuracy": None, "drop": None, "excess": None}
+    clean = {"unpatched": scores("1111111110"), "grid": scores("1111111100")}
+    noisy = {"unpatched": scores("1111111010"), "grid": scores("0000111100")}
+    found = drops(clean, {"noise": noisy})
+    base, grid = found["unpatched"]["noise"], found["grid"]["noise"]
+    assert (grid["questions"], grid["accuracy"], grid["drop"]) == (10, 0.4, pytest.approx(0.4))
+    middle, low, high = grid["excess"]
+    assert middle == pytest.approx(0.3) and low < middle < high
+    assert base["drop"] == pytest.approx(0.1) and base["excess"] == (0.0, 0.0, 0.0)
+    page = markdown({"severity": {"noise": 0.1}, "cells": found})
+    assert "| unpatched | all | 10.0 |" in page and "| grid | all | 40.0 (+30.0 [" in page
+
+
+def test_only_questions_answered_both_times_count():
+    clean = {"unpatched": scores("11"), "grid": scores("11")}
+    found = drops(clean, {"blur": {"unpatched": scores("1"), "grid": scores("0")}, "jpeg": {}})["grid"]
+    assert found["blur"] == {"questions": 1, "accuracy": 0.0, "drop": 1.0, "excess": (1.0, 1.0, 1.0)}
+    assert found["jpeg"]["accuracy"] is None and math.isnan(found["jpeg"]["excess"][0])
 
 
 def test_every_kind_is_a_run_of_its_own(vlm, rows, write_rows, tmp_path, monkeypatch):
@@ -35,11 +44,11 @@ def test_every_kind_is_a_run_of_its_own(vlm, rows, write_rows, tmp_path, monkeyp
     quick = {"repeats": 0, "overlays": 0, "progress": False, "max_new_tokens": 2}
 
     def ask(source, to):
-        return evaluate(*vlm, source, ["random"], [0.5], to, **quick).summary
+        return evaluate(*vlm, source, ["random"], [0.5], to, **quick)
 
-    clean = ask(benchmark, folder)
-    found = measure(clean, benchmark, folder, ask)
-    assert json.loads((folder / "robustness.json").read_text()) == found
+    clean = ask(benchmark, folder).summary
+    found = measure(folder, benchmark, ask)
+    assert json.loads((folder / "robustness.json").read_text()) == json.loads(json.dumps(found))
     for kind in KINDS:
         there = json.loads((folder / "robustness" / kind / "summary.json").read_text())
         assert there["settings"]["benchmark"]["corruption"] == kind
@@ -49,5 +58,4 @@ def test_every_kind_is_a_run_of_its_own(vlm, rows, write_rows, tmp_path, monkeyp
             assert figures["drop"] == clean["cells"][name]["accuracy"] - figures["accuracy"]
     page = (folder / "robustness.md").read_text()
     assert page == markdown(found) and "| random | 50 % |" in page and "jpeg 15" in page
-    again = measure(clean, benchmark, folder, ask)
-    assert again == found
+    assert measure(folder, benchmark, ask) == found
