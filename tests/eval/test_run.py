@@ -62,7 +62,9 @@ def test_a_whole_run(go, rows, write_rows):
     assert on_disk["cells"]["random@4"]["tokens"] == 4
     assert settings["attention"] == "sdpa" and settings["dtype"] == "float32" and len(settings["weights"]) == 64
     assert settings["processor"].startswith("LlavaProcessor") and settings["versions"]["torch"]
-    assert "| unpatched | all |" in (folder / "table.md").read_text()
+    page = (folder / "table.md").read_text()
+    assert "| unpatched | all |" in page and "Time, memory and energy" in page and "Beyond accuracy" in page
+    assert page.count("| random | 4 | 1 |") == page.count("| random | 4 | 2 |") == 1
     assert (folder / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((folder / "overlays").glob("*.png"))) == 2
     assert not list(folder.glob(".tmp-*"))

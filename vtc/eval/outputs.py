@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import DataError
-from vtc.eval import overlays, plots, tables
+from vtc.eval import cost_table, overlays, plots, tables
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.files import write_atomic, write_json, write_text
@@ -18,7 +18,8 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     """Everything but ``results.jsonl``. Without matplotlib the plot is left out."""
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
-    write_text(folder / "table.md", tables.markdown(results.summary, results.measured))
+    page = [tables.markdown(results.summary, results.measured), *cost_table.markdown(results.measured)]
+    write_text(folder / "table.md", "\n\n".join(part.rstrip("\n") for part in page) + "\n")
     if plots.available():
         write_atomic(folder / "pareto.png", lambda path: plots.pareto(results.summary, path))
     columns = one_each(cells)
