@@ -12,6 +12,7 @@ from tests.eval.tiny import picture
 from vtc.eval import memory, timing
 from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell, plan
+from vtc.eval.flops import counter
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.measure import cost, entered, everything
 
@@ -107,3 +108,21 @@ def test_memory_that_cannot_be_read_is_unavailable(answerer, asked, monkeypatch,
     monkeypatch.setattr(memory, "PROCESS", tmp_path)
     found = memory.peak_memory(answerer, {"unpatched": lambda: entered(answerer.model, Cell())}, asked)
     assert found == {"unpatched": {"peak_bytes": "unavailable", "source": "unavailable"}}
+
+
+def test_flops_of_the_selection_are_counted(answerer, asked):
+    """Of 16 tokens with 32 features the least costly choice is random's, which multiplies nothing."""
+    methods = ("random", "divprune", "scope", "cdpruner")
+    free, maxmin, coverage, dpp = (cost(answerer, Cell(name, 4), asked[:1])["forward_flops"] for name in methods)
+    assert maxmin - free == 2 * (16 + 4) * 16 * 32
+    assert coverage - free == 2 * 16 * 16 * 32 + 2 * 1 * 17 * 32, "and what the CLS row of the tower looks at"
+    assert dpp - free >= 2 * 4 * 16 * 32 + 4 * 4 * 16
+
+
+def test_flops_of_the_librarys_own_attention():
+    q, kv = torch.ones(2, 4, 3, 8), torch.ones(2, 2, 5, 8)
+    with counter() as count:
+        torch.ops.vtc.merged_attention(q, kv, kv, None, None, 1.0)
+        torch.ops.vtc.decode_merged(q[:, :, :1], kv, kv, None, 1.0)
+        torch.ops.vtc.match(q[:, 0], kv[:, 0], torch.ones(2, 5, dtype=torch.bool), False, 0)
+    assert count.get_total_flops() == 4 * 2 * 4 * (3 + 1) * 5 * 8 + 2 * 2 * 3 * 5 * 8

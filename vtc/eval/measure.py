@@ -11,13 +11,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import vtc
 from vtc.cache import cache_bytes
 from vtc.errors import VTCError
 from vtc.eval.cells import Cell
 from vtc.eval.energy import energy
+from vtc.eval.flops import counter
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.memory import peak_memory
 from vtc.eval.timing import timing
@@ -82,6 +82,6 @@ def reported(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[st
 @torch.no_grad()
 def forward(model: Any, inputs: Any) -> dict[str, int]:
     """One prefill: ``kv_bytes`` of the cache it leaves, ``forward_flops`` of the operations that torch ran."""
-    with FlopCounterMode(display=False) as counter:
+    with counter() as count:
         cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    return {"kv_bytes": cache_bytes(cache), "forward_flops": counter.get_total_flops()}
+    return {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
