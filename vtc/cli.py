@@ -137,6 +137,8 @@ def evaluate(
     2: a run folder with other settings or another writer.
     """
     if compare:
+        if model or data or benchmark:
+            raise VTCError("--compare reads two finished runs; leave out --model, --data and --benchmark")
         return tell_changes(*compare, output)
     if not model or output is None:
         raise VTCError("give --model and --output")

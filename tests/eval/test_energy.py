@@ -16,15 +16,17 @@ from vtc.eval.measure import entered
 
 @pytest.fixture
 def zones(tmp_path):
-    """Two packages (``intel-rapl:0``, ``:1``) and a part of the first, as Linux shows them; sets a counter."""
+    """Two packages, a part of the first and what holds all, as Linux shows them; sets a counter."""
+    names = {"intel-rapl:0": "package-0", "intel-rapl:1": "package-1", "intel-rapl:0:0": "core", "intel-rapl:2": "psys"}
 
     def put(zone, microjoules, wrap=1_000_000):
         folder = tmp_path / zone
         folder.mkdir(exist_ok=True)
+        (folder / "name").write_text(names[zone] + "\n")
         (folder / "energy_uj").write_text(f"{microjoules}\n")
         (folder / "max_energy_range_uj").write_text(f"{wrap}\n")
 
-    for zone in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+    for zone in names:
         put(zone, 900_000)
     return put
 
@@ -34,6 +36,7 @@ def test_packages_are_added_and_their_parts_are_not(zones, tmp_path):
         zones("intel-rapl:0", 950_000)
         zones("intel-rapl:1", 920_000)
         zones("intel-rapl:0:0", 940_000)
+        zones("intel-rapl:2", 990_000)
 
     assert RAPL(tmp_path).measure(work) == pytest.approx(0.07)
     assert RAPL(tmp_path).measure(lambda: None) == 0.0
@@ -44,7 +47,7 @@ def test_a_counter_that_wraps(zones, tmp_path):
 
 
 def test_no_counter_is_an_error_of_the_reader(tmp_path):
-    with pytest.raises(OSError, match="no RAPL zone"):
+    with pytest.raises(OSError, match="no RAPL package"):
         RAPL(tmp_path)
     (tmp_path / "intel-rapl:0").mkdir()
     with pytest.raises(OSError):

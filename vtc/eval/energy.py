@@ -51,10 +51,11 @@ class RAPL:
     name = "rapl"
 
     def __init__(self, root: Path = Path("/sys/class/powercap")):
-        self.zones = sorted(root.glob("intel-rapl:[0-9]*"))
-        self.zones = [zone for zone in self.zones if zone.name.count(":") == 1]  # packages; their parts are inside
+        zones = sorted(root.glob("intel-rapl:[0-9]*"))  # AMD's have this name too
+        # not cores or memory, which are parts of a package, nor psys, which holds the packages
+        self.zones = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
         if not self.zones:
-            raise FileNotFoundError(f"{root} has no RAPL zone")
+            raise FileNotFoundError(f"{root} has no RAPL package")
         self.ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in self.zones]
         self._read()
 

@@ -49,39 +49,33 @@ def everything(
     return out
 
 
-def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float | None]:
+def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:
     """Of one prompt, the mean over ``probes``, each run alone:
 
     ``tokens`` (layer-averaged, a picture) and ``flops`` (decoder prefill) from the report, ``kv_bytes`` of the real
     cache after the prefill, ``forward_flops`` of the whole forward as torch counts them. The unpatched model's tokens
     and decoder FLOPs are read through a patch that keeps everything (None where that patch is refused).
     """
-    counted = {"tokens": None, "flops": None} | reported(
-        answerer, cell if cell.patched else Cell("random", 1.0), probes
-    )
-    with entered(answerer.model, cell) as model:
-        ran = [forward(model, answerer.inputs([probe])) for probe in probes]
-    return counted | {key: mean(each[key] for each in ran) for key in ("kv_bytes", "forward_flops")}
-
-
-def reported(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:
-    """The report's own figures; empty where the stand-in for the unpatched model is refused."""
+    figures = ran(answerer, cell, probes)
+    if cell.patched:
+        return figures
     try:
-        with entered(answerer.model, cell) as model:
-            reports = []
-            for probe in probes:
-                answerer.prefill(answerer.inputs([probe]))
-                reports.append(vtc.report(model))
+        counted = ran(answerer, Cell("random", 1.0), probes)
     except VTCError:
-        if cell != Cell("random", 1.0):
-            raise
-        return {}
-    return {"tokens": mean(r.average_tokens for r in reports), "flops": mean(r.flops for r in reports)}
+        counted = {}
+    return figures | {key: counted.get(key) for key in ("tokens", "flops")}
 
 
-@torch.no_grad()
-def forward(model: Any, inputs: Any) -> dict[str, int]:
-    """One prefill: ``kv_bytes`` of the cache it leaves, ``forward_flops`` of the operations that torch ran."""
-    with counter() as count:
-        cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
-    return {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
+def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float]:
+    """What a prefill of each probe left and took, the mean; without a patch there is no report of tokens and flops."""
+    each: list[dict[str, float]] = []
+    with entered(answerer.model, cell) as model:
+        for probe in probes:
+            with torch.no_grad(), counter() as count:
+                cache = model(**answerer.inputs([probe]), use_cache=True, logits_to_keep=1).past_key_values
+            figures: dict[str, float] = {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
+            if cell.patched:
+                report = vtc.report(model)
+                figures |= {"tokens": report.average_tokens, "flops": report.flops}
+            each.append(figures)
+    return {key: mean(figures[key] for figures in each) for key in each[0]}
