@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -78,6 +81,20 @@ def test_joules_of_a_question(vlm, monkeypatch):
     assert energy.energy(answerer, enter, asked) == {"unpatched": {"joules": "unavailable", "source": "unavailable"}}
 
 
+def test_nvml_counts_millijoules_of_the_gpu_that_torch_uses(monkeypatch):
+    counted, asked_for = iter([5_000, 5_000, 7_500]), []
+    fake = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: asked_for.append(uuid) or "handle",
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(counted),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12-ab"))
+    gauge = energy.meter(torch.device("cuda:1"))
+    assert asked_for == ["GPU-12-ab"] and gauge.name == "nvml"
+    assert gauge.measure(lambda: None) == 2.5
+
+
 def test_a_gpu_without_nvml_has_no_meter(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
     assert energy.meter(torch.device("cuda")) is None and energy.meter(torch.device("meta")) is None
