@@ -94,6 +94,13 @@ def test_eval_on_ones_own_pictures(ask, data):
     assert ask(methods="random,fastv", budgets="0.5,25%").exit_code == 0
 
 
+def test_robustness_asks_again_under_each_corruption(ask, data):
+    result = ask("--robustness", "--limit", 1)
+    assert result.exit_code == 0 and "more than the unpatched model loses" in " ".join(result.output.split())
+    found = json.loads((data.parent / "out" / "robustness.json").read_text())
+    assert set(found["cells"]["random@0.5"]) == {"noise", "blur", "jpeg", "contrast", "typo"}
+
+
 def test_another_budget_is_refused_with_2(ask):
     assert ask().exit_code == 0
     result = ask(budgets="0.25")

@@ -78,10 +78,11 @@ def resume_command() -> str:
 @app.command("eval")
 @user_errors
 def evaluate(
-    model: Model,
+    model: Model = "",
     output: Annotated[
-        Path, typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on.")
-    ],
+        Path | None,
+        typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")] = None,
     benchmarks: Annotated[
         str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
@@ -112,6 +113,13 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a folder that holds another run.")
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Ask again under noise, blur, JPEG, low contrast, typos: 6 x as long."),
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two run folders of the same questions: what changed. Alone.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Accuracy, tokens, time and memory of a model, unpatched and with fewer vision tokens.
@@ -137,12 +145,20 @@ def evaluate(
         torchrun --nproc_per_node 4 -m vtc.cli eval --model ./my-vlm --data q.jsonl
             --methods divprune --budgets 64 --output runs/four
 
+        vtc eval --compare runs/before runs/after --output runs/drift
+
     torchrun deals the batches to its processes, a GPU each; the results are those of one process.
     Killed at any moment, the same command goes on where it stopped. A sample that cannot be read, or fits no memory
     even alone, is recorded as an error, counted and not scored; it is not tried again unless --overwrite starts over.
     The run goes on, unless the first 20 samples all fail. Exit code 1: such errors without --allow-errors, a bad file
     or model; 2: a run folder with other settings or another writer.
     """
+    if compare:
+        if model or data or benchmarks:
+            raise VTCError("--compare reads two finished runs; leave out --model, --data and --benchmarks")
+        return tell_changes(*compare, output)
+    if not model or output is None:
+        raise VTCError("give --model and --output")
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
     from vtc.eval import cells, ranks, suite
@@ -165,6 +181,7 @@ def evaluate(
         values,
         output,
         world=world,
+        robustness=robustness,
         batch_size=batch_size,
         template=prompt,
         max_new_tokens=max_new_tokens,
@@ -178,6 +195,8 @@ def evaluate(
         return
     for results in runs:
         tell(results)
+        if robustness:
+            typer.echo((results.folder / "robustness.md").read_text("utf-8"))
     if len(runs) > 1:
         typer.echo(f"all benchmarks: {output / 'table.md'}")
     check_errors(runs, allow_errors)
@@ -346,6 +365,17 @@ def check_errors(runs: list[Any], allow: bool) -> None:
         raise VTCError(
             f"{results.folder}: {count}, first: {first} (kept until --overwrite; --allow-errors passes over some)"
         )
+
+
+def tell_changes(a: Path, b: Path, output: Path | None) -> None:
+    """What changed from run ``a`` to run ``b``, also as ``compare.json`` in ``output``."""
+    from vtc.eval.compare import compare, markdown
+    from vtc.eval.files import write_json
+
+    found = compare(a, b)
+    typer.echo(markdown(found))
+    if output is not None:
+        write_json(output / "compare.json", found)
 
 
 def main() -> None:

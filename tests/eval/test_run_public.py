@@ -27,7 +27,7 @@ def no_plot(monkeypatch):
     [("pope", "Yes", ("f1", "0.6667")), ("mme", "no", ("perception", "0")), ("mmbench", "A", ("circular", "0"))],
 )
 def test_own_figures(name, reply, headline, vlm, tmp_path, monkeypatch):
-    monkeypatch.setattr(Answerer, "answers", lambda self, inputs: [reply] * len(inputs["input_ids"]))
+    monkeypatch.setattr(Answerer, "replies", lambda self, inputs: [(reply, 0.5)] * len(inputs["input_ids"]))
     monkeypatch.setattr("vtc.eval.runner.Runner.tokens", lambda self, cell, asked, inputs: [16.0] * len(asked))
     benchmark = benchmark_of(name, tmp_path)
     results = evaluate(*vlm, benchmark, ["random"], [0.5], tmp_path / "out", **QUICK)
@@ -43,15 +43,15 @@ def test_own_figures(name, reply, headline, vlm, tmp_path, monkeypatch):
 def test_a_whole_run_is_the_same_after_an_interruption(vlm, tmp_path, monkeypatch):
     benchmark = benchmark_of("pope", tmp_path)
     whole = evaluate(*vlm, benchmark, ["random"], [0.5], tmp_path / "whole", **QUICK)
-    real, calls = Answerer.answers, []
+    real, calls = Answerer.replies, []
 
-    def answers(self, inputs):
+    def replies(self, inputs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(self, inputs)
 
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*vlm, benchmark, ["random"], [0.5], tmp_path / "cut", **QUICK)
     again = registry["pope"](data_dir=tmp_path)

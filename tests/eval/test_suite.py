@@ -40,8 +40,8 @@ def test_a_stopped_suite_goes_on(both, tmp_path, monkeypatch):
     (tmp_path / "out" / "table.md").unlink()
     results = tmp_path / "out" / "other" / "results.jsonl"
     results.write_bytes(b"".join(results.read_bytes().splitlines(keepends=True)[:5]))
-    asked, real = [], Answerer.answers
-    monkeypatch.setattr(Answerer, "answers", lambda self, inputs: asked.append(1) or real(self, inputs))
+    asked, real = [], Answerer.replies
+    monkeypatch.setattr(Answerer, "replies", lambda self, inputs: asked.append(1) or real(self, inputs))
     assert both()[1].summary == whole and len(asked) == 4 and (tmp_path / "out" / "table.md").exists()
 
 

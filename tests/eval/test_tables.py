@@ -25,7 +25,13 @@ SETTINGS = {
 
 
 def line(cell, n, score, kind="color", group="one-hop", tokens=16.0):
-    answer = {"answer": "x", "expected": ["red" if n % 4 else "blue"], "score": score, "tokens": tokens}
+    answer = {
+        "answer": "x",
+        "expected": ["red" if n % 4 else "blue"],
+        "score": score,
+        "tokens": tokens,
+        "confidence": 0.9,
+    }
     return {"cell": cell, "row": n, "id": str(n), "type": kind, "group": group, **answer}
 
 
@@ -68,7 +74,7 @@ def test_markdown(summary):
     assert "| method | budget | **one-hop** | color | **two-hop** | digit_beside |" in page
     assert "1 answers are missing" in page or "1 answer" in page
     widths = {row.count("|") for row in page.splitlines() if row.startswith("| grid")}
-    assert widths == {11, 7}
+    assert widths == {11, 7, 12}, "the figures, by type, beyond accuracy"
 
 
 def test_terminal(summary):

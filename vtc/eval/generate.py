@@ -11,6 +11,7 @@ from PIL import Image
 
 from vtc.errors import DataError
 from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.confidence import Chosen
 
 MARK = "<image>"  # where a picture stands in a question
 
@@ -83,13 +84,29 @@ class Answerer:
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
-    def answers(self, inputs: Any) -> list[str]:
-        """Greedy answers, one a row."""
+    def prefill(self, inputs: Any) -> None:
+        """One forward over the prompts that fills a cache and computes the last logits only, as ``generate`` begins."""
+        self.model(**inputs, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def generate(self, inputs: Any, **options: Any) -> torch.Tensor:
+        """New tokens ``[B, n]``, greedy, with any options of ``generate``."""
         pad = getattr(self.processor, "tokenizer", self.processor).pad_token_id
         plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        rows = self.model.generate(**inputs, **plain, max_new_tokens=self.max_new_tokens, pad_token_id=pad)
-        new = rows[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        limits = {"max_new_tokens": self.max_new_tokens} | options
+        rows = self.model.generate(**inputs, **plain, **limits, pad_token_id=pad)
+        return rows[:, inputs["input_ids"].shape[1] :]
+
+    def answers(self, inputs: Any) -> list[str]:
+        """Greedy answers, one a row."""
+        return [text for text, _ in self.replies(inputs)]
+
+    def replies(self, inputs: Any) -> list[tuple[str, float]]:
+        """Greedy answers, one a row, each with its probability."""
+        chosen = Chosen()
+        new = self.generate(inputs, logits_processor=[chosen])
+        texts = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        return list(zip(texts, chosen.probability(new, self.model.generation_config.eos_token_id), strict=True))
 
     def vision(self, inputs: Any) -> torch.Tensor:
         """``[B, n]``, bool: where the placeholders of pictures stand."""

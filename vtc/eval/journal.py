@@ -15,14 +15,14 @@ from typing import Any
 from vtc.errors import VTCError
 from vtc.eval.files import ROOM, write_atomic, write_json
 from vtc.eval.lines import RunRefused, encode, mend, read, write_all
-from vtc.eval.ranks import World
+from vtc.eval.ranks import ALONE, World
 
 SYNC_SECONDS = 5.0
 OURS = (
     *("results*.jsonl", "config.json", "summary.json", "measured.json"),
     *("table.*", "report.html", "pareto*.png", "overlays/*.png"),
+    *("robustness.json", "robustness.md"),
 )
-ALONE = World()
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import DataError
-from vtc.eval import export, html, overlays, plots, tables
+from vtc.eval import cost_table, export, html, overlays, plots, tables
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.files import write_atomic, write_json, write_text
@@ -19,7 +19,8 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     """Everything but ``results.jsonl``. Without matplotlib the plot is left out."""
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
-    write_text(folder / "table.md", tables.markdown(results.summary, results.measured))
+    page = [tables.markdown(results.summary, results.measured), *cost_table.markdown(results.measured)]
+    write_text(folder / "table.md", "\n\n".join(part.rstrip("\n") for part in page) + "\n")
     write_text(folder / "table.csv", export.comma_separated(results.summary, results.measured))
     write_text(folder / "table.tex", export.latex(results.summary))
     if plots.available():

@@ -92,9 +92,9 @@ class Runner:
         try:
             inputs = self.answerer.inputs(asked) if inputs is None else inputs
             with measure.entered(self.answerer.model, cell):
-                texts = self.answerer.answers(inputs)
+                replies = self.answerer.replies(inputs)
                 tokens = self.tokens(cell, asked, inputs)
-            return [self.line(*each) for each in zip(asked, texts, tokens, strict=True)]
+            return [self.line(*each) for each in zip(asked, replies, tokens, strict=True)]
         except Exception as error:
             if isinstance(error, VTCError) and not isinstance(error, DataError):
                 raise
@@ -119,10 +119,11 @@ class Runner:
             rows = [float(n) for n in self.answerer.vision_rows(inputs)]
         return [row / max(len(a.pictures), 1) for row, a in zip(rows, asked, strict=True)]
 
-    def line(self, asked: Asked, answer: str, tokens: float) -> dict[str, Any]:
-        sample = asked.sample
+    def line(self, asked: Asked, reply: tuple[str, float], tokens: float) -> dict[str, Any]:
+        sample, (answer, confidence) = asked.sample, reply
         score = self.benchmark.score(answer, sample)
         said = {"answer": answer, "expected": list(sample.answers), "score": score, "tokens": tokens}
+        said["confidence"] = confidence
         return {"id": sample.id, "type": sample.type, "group": sample.group, **said}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 
 def standard_error(mean: float, mean_square: float, count: int) -> float:
@@ -18,10 +18,10 @@ def retention(accuracy: float, full: float, floor: float) -> float:
     return (accuracy - floor) / (full - floor) if full > floor else math.nan
 
 
-def paired_change(scores: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
-    """``(mean, low, high)`` of score - base over the questions (by place; NaN = not answered) both have answered: the
-    mean change and its 95 % interval by the percentile bootstrap over questions (2,000 resamples, a fixed seed). NaN
-    without such a question.
+def paired_change(scores: Any, base: Any) -> tuple[float, float, float]:
+    """``(mean, low, high)`` of score - base (two lists or arrays) over the questions (by place; NaN = not answered)
+    both have answered: the mean change and its 95 % interval by the percentile bootstrap over questions (2,000
+    resamples, a fixed seed). NaN without such a question.
 
     A resample of n questions is drawn as how often each of the different changes comes (multinomial), which is the
     same distribution: of scores with few values millions of questions take no time, and their order does not matter.

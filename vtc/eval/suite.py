@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,8 +12,8 @@ from vtc.errors import DataError
 from vtc.eval import tables
 from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.files import write_text
-from vtc.eval.journal import ALONE
-from vtc.eval.ranks import World
+from vtc.eval.ranks import ALONE, World
+from vtc.eval.robustness import measure
 from vtc.eval.run import Results, evaluate
 
 
@@ -35,15 +36,22 @@ def evaluate_all(
     budgets: Sequence[int | float],
     output: Path,
     world: World = ALONE,
+    robustness: bool = False,
     **options: Any,
 ) -> list[Results]:
     """``evaluate`` on each benchmark: one writes into ``output``, several into ``output/<name>``, with ``table.md``
-    over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes on."""
+    over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes on. With
+    ``robustness`` each benchmark is asked again under every corruption (nothing is timed there)."""
     options["world"] = world
-    if len(benchmarks) == 1:
-        return [evaluate(model, processor, benchmarks[0], methods, budgets, output, **options)]
-    runs = [evaluate(model, processor, b, methods, budgets, output / b.name, **options) for b in benchmarks]
-    if world.first:
+    runs = []
+    for benchmark in benchmarks:
+        folder = output if len(benchmarks) == 1 else output / benchmark.name
+        runs.append(evaluate(model, processor, benchmark, methods, budgets, folder, **options))
+        if robustness:
+            untimed = options | {"repeats": 0, "overlays": 0}
+            ask = partial(evaluate, model, processor, methods=methods, budgets=budgets, **untimed)
+            measure(folder, benchmark, ask, world)
+    if world.first and len(runs) > 1:
         summaries = {b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}
         write_text(output / "table.md", markdown(summaries))
     return runs

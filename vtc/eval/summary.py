@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
+from vtc.eval.beyond import Calibration, agreement, subgroups
 from vtc.eval.cells import UNPATCHED
+from vtc.eval.columns import Replies
 from vtc.eval.metrics import normalise
 from vtc.eval.statistics import paired_change, retention, standard_error
 
@@ -48,7 +48,8 @@ class Cell:
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
     votes: dict[str, Counter[str]] = field(default_factory=dict)  # what each answer would score in all, by type
-    scores: array[float] = field(default_factory=lambda: array("d"))  # by row, NaN where there is none: 8 bytes each
+    replies: Replies = field(default_factory=Replies)
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 def accepted(expected: list[str]) -> dict[str, float]:
@@ -63,7 +64,7 @@ def summarise(
     credits: Callable[[list[str]], dict[str, float]] = accepted,
 ) -> dict[str, Any]:
     """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, paired
-    change, tokens; accuracy by type too.
+    change, tokens; accuracy by type, agreement, calibration and subgroups (``vtc.eval.beyond``) too.
 
     ``costs``: the deterministic figures that ``measure.cost`` gave for each cell; ``credits``: what the answers a
     question expects would score.
@@ -84,7 +85,8 @@ def summarise(
         ):
             tally.add(line)
         if "error" not in line:
-            put(cell.scores, line["row"], line["score"])
+            cell.replies.add(line)
+            cell.calibration.add(line)
             if line["cell"] == UNPATCHED:  # the floor needs no other's
                 cell.votes.setdefault(kind, Counter()).update(credits(line["expected"]))
     base = cells[UNPATCHED]
@@ -96,18 +98,25 @@ def summarise(
             continue
         figures = cell.whole.figures()
         figures["retention"] = retention(figures["accuracy"], base.whole.figures()["accuracy"], low)
-        figures["change"] = paired_change(cell.scores, base.scores)
+        figures["change"] = paired_change(cell.replies.scores, base.replies.scores)
         figures["types"] = {kind: tally.figures() for kind, tally in sorted(cell.types.items())}
         figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
-        out[name] = figures | {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+        figures |= {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+        out[name] = figures | beyond(cell, base)
     return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
 
 
-def put(column: array[float], row: int, value: float) -> None:
-    """Sets a place of a column that grows."""
-    if row >= len(column):
-        column.extend(repeat(math.nan, row + 1 - len(column)))
-    column[row] = value
+def beyond(cell: Cell, base: Cell) -> dict[str, Any]:
+    """What the accuracy hides: agreement with the unpatched model, calibration, and the types and groups that pay."""
+    types, groups = (
+        subgroups(*({name: tally.figures() for name, tally in each.items()} for each in pair))
+        for pair in ((cell.types, base.types), (cell.groups, base.groups))
+    )
+    return {
+        "agreement": agreement(cell.replies, base.replies),
+        "calibration": cell.calibration.figures(),
+        "subgroups": {"types": types, "groups": groups},
+    }
 
 
 def add_metrics(

@@ -13,6 +13,10 @@ HEAD = (
     *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
     *("prefill ms", "speed-up", "KV cache", "GFLOPs"),
 )
+BEYOND = (
+    *("method", "budget", "same answers %", "right to wrong %", "wrong to right %", "confidence %", "ECE %"),
+    *("worst type", "its accuracy %", "its drop", "gap"),
+)
 
 
 def order_key(budget: int | float | None) -> tuple[int, int | float]:
@@ -119,6 +123,20 @@ def metric_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["method", "budget", *(f"**{key}**" if n == 0 else key for n, key in enumerate(columns))], rows
 
 
+def beyond_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """What an accuracy hides: a row a cell, the figures of ``BEYOND``."""
+    rows = []
+    for name in summary["order"]:
+        cell = summary["cells"][name]
+        if not cell.get("agreement"):
+            continue
+        agrees, sure, worst = cell["agreement"], cell["calibration"] or {}, cell["subgroups"]["types"]
+        flips = [percent(agrees[key]) for key in ("same", "right_to_wrong", "wrong_to_right")]
+        kinds = [worst["worst"], *(percent(worst[key]) for key in ("accuracy", "drop", "gap"))] if worst else ["-"] * 4
+        rows.append([*split(name), *flips, percent(sure.get("confidence")), percent(sure.get("ece")), *kinds])
+    return rows
+
+
 def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers."""
     cells, settings, versions = summary["cells"], summary["settings"], summary["settings"]["versions"]
@@ -157,6 +175,8 @@ def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
     head, rows = type_rows(summary)
     if rows:
         parts += ["Accuracy (%) by question type:", grid(head, rows)]
+    if rows := beyond_rows(summary):
+        parts += ["Beyond accuracy (docs/evaluation.md says what each column is):", grid(BEYOND, rows)]
     return "\n\n".join([*parts, *notes(summary, measured)]) + "\n"
 
 
