@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.eval.tiny import picture, tiny_llava, tiny_processor
-from vtc import cli, doctor
+from vtc import doctor
 from vtc.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_module_and_command_are_one():
     assert done.returncode == 0 and "Usage: vtc " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["eval", "demo", "methods", "show", "doctor"])
+@pytest.mark.parametrize("command", ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "doctor"])
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and len(result.output) > 200
@@ -240,7 +240,7 @@ def test_demo_needs_no_options(monkeypatch, tmp_path):
 
     export.export(llava.Llava(), llava.Llava().build(), tmp_path / "checkpoint")
     monkeypatch.setattr(scenes, "checkpoint_path", lambda kind="llava": tmp_path / "checkpoint")
-    monkeypatch.setattr(cli.sys, "argv", ["vtc", "demo"])
+    monkeypatch.setattr(sys, "argv", ["vtc", "demo"])
     result = call("demo", "--output", tmp_path / "out", "--questions", 9, "--methods", "random", "--budgets", "0.0625")
     assert result.exit_code == 0, result.output
     made = {path.name for path in (tmp_path / "out").iterdir()}

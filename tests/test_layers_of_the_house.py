@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "vtc").rglob("*.py"))
 # Each part may import the parts after it, never the ones before.
 ORDER = ("cli", "eval", "patching", "engine", "methods", "kernels", "tokens")
 PARTS = {
-    "cli": ("cli", "__main__", "doctor"),
+    "cli": ("cli", "commands", "__main__", "doctor"),
     "eval": ("eval",),
     "patching": ("patching", "vit", "checkpoint", "calibration"),
     "engine": (
