@@ -267,3 +267,17 @@ def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
 def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
     result = call("eval", "--model", "none", "--output", tmp_path, "--benchmarks", "vqav2", "--split", "test")
     assert result.exit_code == 1 and "use --split validation" in result.output
+
+
+def test_sensitivity_asks_any_benchmark(saved, tmp_path):
+    from tests.eval.public import benchmark_of
+
+    benchmark_of("pope", tmp_path / "data")
+    quick = ["--layers", "0,2", "--keep", "50%", "--limit", 2, "--device", "cpu", "--output", tmp_path / "out"]
+    asked = ["--benchmarks", "pope", "--data-dir", tmp_path / "data"]
+    result = call("sensitivity", "--model", saved, *asked, *quick)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert found["settings"]["benchmark"]["name"] == "pope" and found["settings"]["benchmark"]["split"] == "test"
+    neither = call("sensitivity", "--model", saved, "--output", tmp_path / "none")
+    assert neither.exit_code == 1 and "either --data questions.jsonl or --benchmarks" in neither.output

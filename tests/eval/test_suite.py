@@ -70,6 +70,13 @@ def test_each_of_several_has_its_own_data_folder(tmp_path):
     one, two = suite.parse("easy_vqa, jsonl,easy_vqa", tmp_path, limit=3)
     assert (one.name, one.data_dir, two.data_dir) == ("easy_vqa", tmp_path / "easy_vqa", tmp_path / "jsonl")
     (alone,) = suite.parse("easy_vqa", tmp_path)
+    assert [b.split for b in suite.parse("scenes,mmmu,gqa,pope", None, prefer="dev")] == [
+        "dev",
+        "dev",
+        "testdev",
+        "test",
+    ]
+    assert suite.parse("scenes", None, split="test", prefer="dev")[0].split == "test"
     assert alone.data_dir == tmp_path
     with pytest.raises(UnknownName, match="easy_vqa"):
         suite.parse("scenes,easy_vq", None)

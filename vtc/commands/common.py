@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,15 @@ Model = Annotated[str, typer.Option(help="A model folder, or a model id of the h
 DType = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as saved (float32 on a CPU).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Attn = Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2, or auto.")]
+Data = Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")]
+Benchmarks = Annotated[
+    str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")]
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,6 +55,16 @@ def resume_command() -> str:
     ranks = os.environ.get("WORLD_SIZE")
     start = ["torchrun", "--nproc_per_node", ranks, "-m", "vtc.cli"] if ranks else ["vtc"]
     return shlex.join([*start, *(a for a in sys.argv[1:] if a != "--overwrite")])
+
+
+def sources(data: Path | None, benchmarks: str, data_dir: Path | None, **options: Any) -> list[Any]:
+    """The benchmarks that are asked: your own file, or those that are named."""
+    if bool(data) == bool(benchmarks):
+        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    from vtc.eval import suite
+    from vtc.eval.benchmarks import reader
+
+    return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
 
 
 def tell(results: Any) -> None:

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from vtc.commands.common import Attn, Debug, Device, DType, Model, tell, user_errors
+from vtc.commands.common import (
+    Attn,
+    Benchmarks,
+    Data,
+    DataDir,
+    Debug,
+    Device,
+    DType,
+    Model,
+    Seed,
+    sources,
+    tell,
+    user_errors,
+)
 from vtc.errors import VTCError
 
 
@@ -18,14 +31,9 @@ def evaluate(
         Path | None,
         typer.Option(help="The run folder (several benchmarks: a folder each inside). Give it again to go on."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")] = None,
-    benchmarks: Annotated[
-        str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
-    ] = "",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
-    ] = None,
+    data: Data = None,
+    benchmarks: Benchmarks = "",
+    data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="The benchmarks' split; default: the usual one of each.")] = "",
     methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
     budgets: Annotated[
@@ -38,7 +46,7 @@ def evaluate(
     dtype: DType = "auto",
     device: Device = "auto",
     attn: Attn = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")] = 0,
+    seed: Seed = 0,
     timing_repeats: Annotated[
         int, typer.Option(min=0, help="Timed prefills a cell, in turns with the unpatched model; 0: none.")
     ] = 9,
@@ -94,15 +102,11 @@ def evaluate(
         return tell_changes(*compare, output)
     if not model or output is None:
         raise VTCError("give --model and --output")
-    if bool(data) == bool(benchmarks):
-        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    asked = sources(data, benchmarks, data_dir, split=split, seed=seed, limit=limit)
     from vtc.eval import cells, ranks, suite
-    from vtc.eval.benchmarks import reader
     from vtc.eval.generate import check_template
     from vtc.eval.load import load
 
-    names = reader(data) if data else benchmarks
-    sources = suite.parse(names, data_dir, data=data, split=split, seed=seed, limit=limit)
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
@@ -111,7 +115,7 @@ def evaluate(
     runs = suite.evaluate_all(
         vlm,
         processor,
-        sources,
+        asked,
         specs,
         values,
         output,

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from vtc.commands.common import Attn, Debug, Device, DType, Model, user_errors
+from vtc.commands.common import (
+    Attn,
+    Benchmarks,
+    Data,
+    DataDir,
+    Debug,
+    Device,
+    DType,
+    Model,
+    Seed,
+    sources,
+    user_errors,
+)
 from vtc.errors import VTCError
 
 
@@ -15,10 +27,10 @@ from vtc.errors import VTCError
 def sensitivity(
     model: Model,
     output: Annotated[Path, typer.Option(help="The folder for sensitivity.md, .png and .json.")],
-    data: Annotated[Path | None, typer.Option(help="Your questions, a JSON object a line.")] = None,
-    benchmark: Annotated[str, typer.Option(help="A named benchmark, as in vtc eval.")] = "",
-    data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
-    split: Annotated[str, typer.Option(help="The benchmark's split: choose on dev, report on test.")] = "dev",
+    data: Data = None,
+    benchmarks: Benchmarks = "",
+    data_dir: DataDir = None,
+    split: Annotated[str, typer.Option(help="The benchmarks' split; default: dev of those that have one.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="Questions; a few dozen do.")] = 48,
     keep: Annotated[str, typer.Option(help="Shares of the tokens left after a cut.")] = "50%,25%,12.5%",
     layers: Annotated[str, typer.Option(help="Where to cut, like 0,2,4; default: at most 12, evenly.")] = "",
@@ -27,7 +39,7 @@ def sensitivity(
     dtype: DType = "auto",
     device: Device = "auto",
     attn: Attn = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")] = 0,
+    seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
     """Where a model needs its pictures: the cost of dropping vision tokens before each decoder layer.
@@ -36,30 +48,33 @@ def sensitivity(
     attention that goes to vision tokens, and the schedule these suggest. Interrupted, the same command goes on.
 
         vtc sensitivity --model ./my-vlm --data questions.jsonl --output runs/sensitivity
+
+        vtc sensitivity --model ./my-vlm --benchmarks mmbench --output runs/sensitivity
+
+    Choose on one split and report on another. Several benchmarks have a folder each.
     """
-    if bool(data) == bool(benchmark):
-        raise VTCError("give either --data questions.jsonl or --benchmark NAME")
+    asked = sources(data, benchmarks, data_dir, split=split, prefer="dev", seed=seed, limit=limit)
     from vtc.eval import cells
-    from vtc.eval.benchmarks import registry
     from vtc.eval.load import load
     from vtc.eval.sensitivity import sensitivity as run
 
-    source = registry["jsonl" if data else benchmark](data=data, data_dir=data_dir, split=split, seed=seed, limit=limit)
     where = [whole_number(part) for part in layers.split(",") if part.strip()] or None
     shares = [float(share) for share in cells.parse_budgets(keep)]
     vlm, processor = load(model, dtype, device, attn)
-    run(
-        vlm,
-        processor,
-        source,
-        output,
-        keeps=shares,
-        layers=where,
-        tolerance=tolerance,
-        batch_size=batch_size,
-        name=model,
-    )
-    typer.echo((output / "sensitivity.md").read_text("utf-8"))
+    for source in asked:
+        folder = output if len(asked) == 1 else output / source.name
+        run(
+            vlm,
+            processor,
+            source,
+            folder,
+            keeps=shares,
+            layers=where,
+            tolerance=tolerance,
+            batch_size=batch_size,
+            name=model,
+        )
+        typer.echo((folder / "sensitivity.md").read_text("utf-8"))
 
 
 def whole_number(text: str) -> int:

@@ -17,15 +17,21 @@ from vtc.eval.robustness import measure
 from vtc.eval.run import Results, evaluate
 
 
-def parse(names: str, data_dir: Path | None, **options: Any) -> list[Benchmark]:
-    """``gqa,pope``: the benchmarks. Of several, each has its files in its own folder inside ``data_dir``."""
+def parse(names: str, data_dir: Path | None, split: str = "", prefer: str = "", **options: Any) -> list[Benchmark]:
+    """``gqa,pope``: the benchmarks. Of several, each has its files in its own folder inside ``data_dir``. Without a
+    ``split``, the one to ``prefer`` where a benchmark has it, else its usual one."""
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not chosen:
         raise DataError(f"benchmarks {names!r} names none; there are: {', '.join(registry)}")
     kinds = {name: registry[name] for name in chosen}
-    if data_dir is None or len(kinds) == 1:
-        return [kind(data_dir=data_dir, **options) for kind in kinds.values()]
-    return [kind(data_dir=data_dir / name, **options) for name, kind in kinds.items()]
+    return [
+        kind(
+            data_dir=data_dir / name if data_dir and len(kinds) > 1 else data_dir,
+            split=split or (prefer if prefer in kind.splits else ""),
+            **options,
+        )
+        for name, kind in kinds.items()
+    ]
 
 
 def evaluate_all(
