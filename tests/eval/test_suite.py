@@ -8,6 +8,7 @@ from vtc.errors import DataError, UnknownName
 from vtc.eval import plots, suite
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.generate import Answerer
+from vtc.eval.journal import clear
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 4, "progress": False, "max_new_tokens": 3}
 
@@ -33,6 +34,8 @@ def test_a_folder_each_and_one_table(both, tmp_path):
     page = (tmp_path / "out" / "table.md").read_text()
     assert "| method | budget | jsonl | other | mean retention % |" in page and "jsonl 6, other 3" in page
     assert "| fastv | 25 % | least 5 | least 5 | - |" in page and page.count("| random |") == 2
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "All benchmarks" in report and 'href="#other"' in report and report.count("<h3>Every figure</h3>") == 2
 
 
 def test_a_stopped_suite_goes_on(both, tmp_path, monkeypatch):
@@ -43,6 +46,20 @@ def test_a_stopped_suite_goes_on(both, tmp_path, monkeypatch):
     asked, real = [], Answerer.replies
     monkeypatch.setattr(Answerer, "replies", lambda self, inputs: asked.append(1) or real(self, inputs))
     assert both()[1].summary == whole and len(asked) == 4 and (tmp_path / "out" / "table.md").exists()
+
+
+def test_every_file_is_known_and_cleared(vlm, rows, write_rows, tmp_path):
+    """Plots, pictures, robustness: a new kind of file must join ``OURS``, or starting over would leave it."""
+    folder, options = tmp_path / "out", QUICK | {"repeats": 1, "overlays": 1}
+    source = JSONL(data=write_rows(rows[:2]))
+    suite.evaluate_all(*vlm, [source], ["random"], [0.5], folder, robustness=True, **options)
+    assert "<h3>Robustness</h3>" in (folder / "report.html").read_text()
+    found = {p.name for p in folder.iterdir()}
+    assert found >= {"reliability.png", "robustness.json", "robustness.md", "pareto_ms.png", "overlays"}
+    (folder / "mine.txt").write_text("not theirs")
+    clear(folder)
+    left = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert left == {"mine.txt"}
 
 
 def summary(accuracy, retained):

@@ -137,7 +137,7 @@ def evaluate(
         if robustness:
             typer.echo((results.folder / "robustness.md").read_text("utf-8"))
     if len(runs) > 1:
-        typer.echo(f"all benchmarks: {output / 'table.md'}")
+        typer.echo(f"all benchmarks: {output / 'table.md'}, {output / 'report.html'}")
     check_errors(runs, allow_errors)
 
 

@@ -20,8 +20,8 @@ from vtc.eval.ranks import ALONE, World
 SYNC_SECONDS = 5.0
 OURS = (
     *("results*.jsonl", "config.json", "summary.json", "measured.json"),
-    *("table.*", "report.html", "pareto*.png", "overlays/*.png"),
-    *("robustness.json", "robustness.md"),
+    *("table.*", "report.html", "pareto*.png", "reliability.png", "overlays/*.png"),
+    *("robustness.json", "robustness.md", "compare.json"),
 )
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 
@@ -202,10 +202,14 @@ def lock(folder: Path) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Remove the files that a run writes, and nothing else."""
+    """Remove the files that a run writes, those of its runs under corruptions included, and nothing else."""
     for pattern in OURS:
         for path in folder.glob(pattern):
             path.unlink()
+    for spoiled in folder.glob("robustness/*/"):
+        handle = lock(spoiled)
+        clear(spoiled)
+        os.close(handle)
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:

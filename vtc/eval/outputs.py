@@ -26,8 +26,13 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     if plots.available():
         draw(results, folder)
     show(folder, answerer, benchmark, one_each(cells), pictures)
-    run = html.Run(benchmark.name, folder, results.summary, results.measured)
-    write_text(folder / "report.html", html.page(title(results.summary), [run]))
+    write_report(results, benchmark.name)
+
+
+def write_report(results: Any, name: str) -> None:
+    """``report.html`` of all that lies in the run folder."""
+    run = html.Run(name, results.folder, results.summary, results.measured)
+    write_text(results.folder / "report.html", html.page(title(results.summary), [run]))
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -44,11 +49,13 @@ def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[C
 
 
 def draw(results: Any, folder: Path) -> None:
-    """A plot for each kind of cost that is known."""
+    """A plot for each kind of cost that is known, and a reliability diagram."""
     for axis in plots.AXES:
         if plots.curves(results.summary, results.measured, axis):
             one = partial(plots.pareto, results.summary, results.measured, axis=axis)
             write_atomic(folder / axis.file, one)
+    if plots.calibrated(results.summary):
+        write_atomic(folder / "reliability.png", partial(plots.reliability, results.summary))
 
 
 def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:

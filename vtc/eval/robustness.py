@@ -20,6 +20,8 @@ from vtc.eval.ranks import ALONE, World
 from vtc.eval.statistics import paired_change
 from vtc.eval.tables import grid, interval, percent, split
 
+HEAD = ("method", "budget", *KINDS)
+
 Scores = dict[str, array]  # by cell, by row; NaN where there is none
 
 
@@ -73,18 +75,27 @@ def lost(before: array, after: array) -> np.ndarray:
     return np.asarray(before)[:both] - np.asarray(after)[:both]
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """A row a cell: of each corruption the drop, and in brackets what is beyond the unpatched model's."""
-    rows = []
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """A row a cell, a column of ``HEAD``: of each corruption the drop, and in brackets what is beyond the unpatched
+    model's."""
+    out = []
     for name, kinds in found["cells"].items():
         words = [
             percent(k["drop"]) + ("" if name == UNPATCHED else f" ({interval(k['excess'])})") for k in kinds.values()
         ]
-        rows.append([*split(name), *words])
+        out.append([*split(name), *words])
+    return out
+
+
+def note(found: dict[str, Any]) -> str:
+    """What the table says."""
     strength = ", ".join(f"{kind} {value}" for kind, value in found["severity"].items())
-    note = (
+    return (
         "Points of accuracy lost under each corruption, and in brackets how many more than the unpatched model loses, "
         "with the 95 % bootstrap interval over questions. A cell that is wrong on clean pictures has less to lose. "
         f"Severities: {strength} (docs/evaluation.md says of what)."
     )
-    return "\n\n".join([grid(["method", "budget", *KINDS], rows), note]) + "\n"
+
+
+def markdown(found: dict[str, Any]) -> str:
+    return "\n\n".join([grid(HEAD, rows(found)), note(found)]) + "\n"

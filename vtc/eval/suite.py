@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from html import escape
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from vtc.errors import DataError
-from vtc.eval import tables
+from vtc.eval import html, tables
 from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.files import write_text
+from vtc.eval.outputs import title, write_report
 from vtc.eval.ranks import ALONE, World
 from vtc.eval.robustness import measure
 from vtc.eval.run import Results, evaluate
@@ -46,8 +48,8 @@ def evaluate_all(
     **options: Any,
 ) -> list[Results]:
     """``evaluate`` on each benchmark: one writes into ``output``, several into ``output/<name>``, with ``table.md``
-    over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes on. With
-    ``robustness`` each benchmark is asked again under every corruption (nothing is timed there)."""
+    and ``report.html`` over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes
+    on. With ``robustness`` each benchmark is asked again under every corruption (nothing is timed there)."""
     options["world"] = world
     runs = []
     for benchmark in benchmarks:
@@ -57,25 +59,44 @@ def evaluate_all(
             untimed = options | {"repeats": 0, "overlays": 0}
             ask = partial(evaluate, model, processor, methods=methods, budgets=budgets, **untimed)
             measure(folder, benchmark, ask, world)
+            if world.first:
+                write_report(runs[-1], benchmark.name)
     if world.first and len(runs) > 1:
         summaries = {b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}
         write_text(output / "table.md", markdown(summaries))
+        pages = [html.Run(b.name, r.folder, r.summary, r.measured) for b, r in zip(benchmarks, runs, strict=True)]
+        top = title(runs[0].summary)
+        write_text(output / "report.html", html.page(top, pages, overview=overview(summaries)))
     return runs
 
 
 def markdown(summaries: dict[str, dict[str, Any]]) -> str:
     """A row a cell, a column a benchmark (accuracy), and the mean retention over the benchmarks."""
+    head, own = headlines(summaries)
+    parts = [tables.grid(*main_table(summaries))]
+    parts += ["What each benchmark reports:", tables.grid(head, own)] if own else []
+    return "\n\n".join([*parts, note(summaries)]) + "\n"
+
+
+def overview(summaries: dict[str, dict[str, Any]]) -> list[str]:
+    """The same for ``report.html``."""
+    parts = html.titled("All benchmarks: accuracy (%)", *main_table(summaries))
+    parts += html.titled("What each benchmark reports", *headlines(summaries))
+    return [*parts, f'<p class="note">{escape(note(summaries))}</p>']
+
+
+def main_table(summaries: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     order = next(iter(summaries.values()))["order"]
     rows = [[*tables.split(name), *figures([s["cells"][name] for s in summaries.values()])] for name in order]
-    head, own = headlines(summaries)
-    parts = [tables.grid(["method", "budget", *summaries, "mean retention %"], rows)]
-    parts += ["What each benchmark reports:", tables.grid(head, own)] if own else []
+    return ["method", "budget", *summaries, "mean retention %"], rows
+
+
+def note(summaries: dict[str, dict[str, Any]]) -> str:
     counts = ", ".join(f"{name} {s['cells'][s['order'][0]].get('questions', 0):,}" for name, s in summaries.items())
-    parts.append(
+    return (
         f"Accuracy (%) ± one standard error. Questions: {counts}. Mean retention: the plain mean over the "
         "benchmarks of each folder's `retention`; - where a benchmark has none."
     )
-    return "\n\n".join(parts) + "\n"
 
 
 def headlines(summaries: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
