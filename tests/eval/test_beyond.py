@@ -103,5 +103,5 @@ def test_the_table(summary):
     page = tables.markdown(summary, {})
     assert "Beyond accuracy" in page
     assert "| grid | 4 | 66.7 | 33.3 | 0.0 | 76.7 | 23.3 | word | 0.0 | 100.0 | 100.0 |" in page
-    assert "| unpatched | all | 100.0 | 0.0 | 0.0 | 90.0 | 10.0 | color | 100.0 | 0.0 | 0.0 |" in page
+    assert "| unpatched | all | 100.0 | 0.0 | 0.0 | 90.0 | 10.0 | - | 100.0 | 0.0 | 0.0 |" in page
     assert "fastv" not in page.split("Beyond accuracy")[1].split("\n\n")[1]

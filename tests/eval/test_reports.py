@@ -82,7 +82,10 @@ def test_html_has_a_section_for_all_that_was_measured(run):
     own = run.summary["cells"]["grid@0.25"]
     run.summary["cells"]["grid@0.25"] = own | {"metrics": {"f1": 0.125}}
     kinds = {"noise": {"questions": 8, "accuracy": 0.5, "drop": 0.125, "excess": [0.25, 0.1, 0.4]}}
-    write_json(run.folder / "robustness.json", {"severity": {"noise": 0.1}, "cells": {"grid@0.25": kinds}})
+    write_json(
+        run.folder / "robustness.json",
+        {"severity": {"noise": 0.1}, "order": ["grid@0.25"], "cells": {"grid@0.25": kinds}},
+    )
     Image.new("RGB", (9, 9), "blue").save(run.folder / "reliability.png")
     more = html.page("report", [run])
     assert "<td>12.5 (+25.0 [+10.0, +40.0])</td>" in more and "Severities: noise 0.1" in more

@@ -28,7 +28,7 @@ def test_drops_by_hand():
     middle, low, high = grid["excess"]
     assert middle == pytest.approx(0.3) and low < middle < high
     assert base["drop"] == pytest.approx(0.1) and base["excess"] == (0.0, 0.0, 0.0)
-    page = markdown({"severity": {"noise": 0.1}, "cells": found})
+    page = markdown({"severity": {"noise": 0.1}, "order": list(found), "cells": found})
     assert "| unpatched | all | 10.0 |" in page and "| grid | all | 40.0 (+30.0 [" in page
 
 
@@ -58,5 +58,8 @@ def test_every_kind_is_a_run_of_its_own(vlm, rows, write_rows, tmp_path, monkeyp
             assert figures["accuracy"] == there["cells"][name]["accuracy"]
             assert figures["drop"] == clean["cells"][name]["accuracy"] - figures["accuracy"]
     page = (folder / "robustness.md").read_text()
-    assert page == markdown(found) and "| random | 50 % |" in page and "jpeg 15" in page
+    read = json.loads((folder / "robustness.json").read_text())
+    assert page == markdown(found) == markdown(read), "a file's keys are sorted, the table is not"
+    assert "| method | budget | noise | blur | jpeg | contrast | typo |" in page
+    assert "| random | 50 % |" in page and "jpeg 15" in page
     assert measure(folder, benchmark, ask) == found

@@ -116,7 +116,7 @@ def brittle(file: Path) -> list[str]:
     if not file.exists():
         return []
     found = json.loads(file.read_text("utf-8"))
-    parts = titled("Robustness", robustness.HEAD, robustness.rows(found))
+    parts = titled("Robustness", *robustness.table(found))
     return [*parts, f'<p class="note">{escape(robustness.note(found))}</p>']
 
 

@@ -19,8 +19,8 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     """Everything but ``results.jsonl``. Without matplotlib the plot is left out."""
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
-    page = [tables.markdown(results.summary, results.measured), *cost_table.markdown(results.measured)]
-    write_text(folder / "table.md", "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    page = tables.markdown(results.summary, results.measured, cost_table.markdown(results.measured))
+    write_text(folder / "table.md", page)
     write_text(folder / "table.csv", export.comma_separated(results.summary, results.measured))
     write_text(folder / "table.tex", export.latex(results.summary))
     if plots.available():

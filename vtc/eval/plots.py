@@ -153,7 +153,7 @@ def reliability(summary: dict[str, Any], path: Path) -> None:
     budgets = [budget for budget in panels if budget != "all"] or ["all"]
     figure = Figure(figsize=(3.1 * len(budgets) + 1.8, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    look = styles(list(dict.fromkeys(method for budget in panels for method in panels[budget])))
+    look = styles(list(dict.fromkeys(method for budget in budgets for method in panels[budget])))
     plain = {"color": "black", "linestyle": "-", "marker": "o"}
     for n, budget in enumerate(budgets):
         axes = figure.add_subplot(1, len(budgets), n + 1)

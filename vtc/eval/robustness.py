@@ -20,8 +20,6 @@ from vtc.eval.ranks import ALONE, World
 from vtc.eval.statistics import paired_change
 from vtc.eval.tables import grid, interval, percent, split
 
-HEAD = ("method", "budget", *KINDS)
-
 Scores = dict[str, array]  # by cell, by row; NaN where there is none
 
 
@@ -34,7 +32,8 @@ def measure(folder: Path, benchmark: Benchmark, ask: Callable[..., object], worl
     if not world.first:
         return {}
     spoiled = {kind: scores_of(folder / "robustness" / kind) for kind in KINDS}
-    found = {"severity": SEVERITY, "cells": drops(scores_of(folder), spoiled)}
+    clean = scores_of(folder)
+    found = {"severity": SEVERITY, "order": list(clean), "cells": drops(clean, spoiled)}
     write_json(folder / "robustness.json", found)
     write_text(folder / "robustness.md", markdown(found))
     return found
@@ -75,21 +74,20 @@ def lost(before: array, after: array) -> np.ndarray:
     return np.asarray(before)[:both] - np.asarray(after)[:both]
 
 
-def rows(found: dict[str, Any]) -> list[list[str]]:
-    """A row a cell, a column of ``HEAD``: of each corruption the drop, and in brackets what is beyond the unpatched
-    model's."""
-    out = []
-    for name, kinds in found["cells"].items():
-        words = [
-            percent(k["drop"]) + ("" if name == UNPATCHED else f" ({interval(k['excess'])})") for k in kinds.values()
-        ]
-        out.append([*split(name), *words])
-    return out
+def table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows, one a cell: of each corruption the drop, and in brackets what is beyond the unpatched model's."""
+    kinds = [kind for kind in KINDS if kind in found["severity"]]  # a file's keys are sorted
+    rows = []
+    for name in found["order"]:
+        each = [found["cells"][name][kind] for kind in kinds]
+        words = [percent(k["drop"]) + ("" if name == UNPATCHED else f" ({interval(k['excess'])})") for k in each]
+        rows.append([*split(name), *words])
+    return ["method", "budget", *kinds], rows
 
 
 def note(found: dict[str, Any]) -> str:
     """What the table says."""
-    strength = ", ".join(f"{kind} {value}" for kind, value in found["severity"].items())
+    strength = ", ".join(f"{kind} {found['severity'][kind]}" for kind in KINDS if kind in found["severity"])
     return (
         "Points of accuracy lost under each corruption, and in brackets how many more than the unpatched model loses, "
         "with the 95 % bootstrap interval over questions. A cell that is wrong on clean pictures has less to lose. "
@@ -98,4 +96,4 @@ def note(found: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    return "\n\n".join([grid(HEAD, rows(found)), note(found)]) + "\n"
+    return "\n\n".join([grid(*table(found)), note(found)]) + "\n"

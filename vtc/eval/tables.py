@@ -132,7 +132,8 @@ def beyond_rows(summary: dict[str, Any]) -> list[list[str]]:
             continue
         agrees, sure, worst = cell["agreement"], cell["calibration"] or {}, cell["subgroups"]["types"]
         flips = [percent(agrees[key]) for key in ("same", "right_to_wrong", "wrong_to_right")]
-        kinds = [worst["worst"], *(percent(worst[key]) for key in ("accuracy", "drop", "gap"))] if worst else ["-"] * 4
+        told = worst["worst"] if worst and worst["gap"] else "-"  # of equals none is the worst
+        kinds = [told, *(percent(worst[key]) for key in ("accuracy", "drop", "gap"))] if worst else ["-"] * 4
         rows.append([*split(name), *flips, percent(sure.get("confidence")), percent(sure.get("ece")), *kinds])
     return rows
 
@@ -165,8 +166,8 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     return out
 
 
-def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
-    """Everything as one Markdown page."""
+def markdown(summary: dict[str, Any], measured: dict[str, Any], more: Sequence[str] = ()) -> str:
+    """Everything as one Markdown page, ``more`` before the notes."""
     parts = [grid(HEAD, main_rows(summary, measured))]
     head, rows = metric_rows(summary)
     if rows:
@@ -177,7 +178,7 @@ def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
         parts += ["Accuracy (%) by question type:", grid(head, rows)]
     if rows := beyond_rows(summary):
         parts += ["Beyond accuracy (docs/evaluation.md says what each column is):", grid(BEYOND, rows)]
-    return "\n\n".join([*parts, *notes(summary, measured)]) + "\n"
+    return "\n\n".join([*parts, *more, *notes(summary, measured)]) + "\n"
 
 
 def grid(head: Sequence[str], rows: list[list[str]]) -> str:
