@@ -14,7 +14,7 @@ from vtc.eval import cost_table, plots, robustness, tables
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #666; --line: #ddd; --best: #e3f1e3 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 84rem; margin: 2rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
 h3 { font-size: 1rem; margin-bottom: .4rem }
 nav a { margin-right: 1rem }
