@@ -294,6 +294,34 @@ def whole_number(text: str) -> int:
 
 @app.command()
 @user_errors
+def export(
+    output: Annotated[Path, typer.Option(help="The TSV file to write; with open answers name it ..._openended.tsv.")],
+    data: Annotated[Path | None, typer.Option(help="Your questions, as in vtc eval.")] = None,
+    benchmark: Annotated[str, typer.Option(help="A named benchmark, as in vtc eval.")] = "",
+    data_dir: Annotated[Path | None, typer.Option(help="The folder that pictures are in and never leave.")] = None,
+    split: Annotated[str, typer.Option(help="The benchmark's split; default: its usual one.")] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Questions and pictures as one TSV file that VLMEvalKit reads (docs/lmms_eval.md).
+
+    vtc export --data questions.jsonl --output $LMUData/mine_openended.tsv
+    """
+    if bool(data) == bool(benchmark):
+        raise VTCError("give either --data questions.jsonl or --benchmark NAME")
+    from vtc.eval.benchmarks import registry
+    from vtc.integrations.vlmevalkit import export as run
+
+    if output.suffix != ".tsv":
+        raise VTCError(f"output {output} does not end in .tsv, and VLMEvalKit looks for NAME.tsv; name it so")
+    only = {"split": split} if split else {}
+    source = registry[benchmark or "jsonl"](data=data, data_dir=data_dir, seed=seed, limit=limit, **only)
+    typer.echo(f"{output}: {run(source, output):,} questions")
+
+
+@app.command()
+@user_errors
 def doctor(debug: Debug = False) -> None:
     """Check the installation: versions, devices, torchvision, Triton, the other package called vtc, disk."""
     from vtc.doctor import report
