@@ -10,6 +10,7 @@ from vtc.commands.benchmarks import list_benchmarks
 from vtc.commands.demo import demo
 from vtc.commands.doctor import doctor
 from vtc.commands.evaluate import evaluate
+from vtc.commands.export import export
 from vtc.commands.methods import list_methods
 from vtc.commands.sensitivity import sensitivity
 from vtc.commands.show import show
@@ -48,6 +49,7 @@ app.command("methods")(list_methods)
 app.command("benchmarks")(list_benchmarks)
 app.command()(show)
 app.command()(sensitivity)
+app.command()(export)
 app.command()(doctor)
 
 
