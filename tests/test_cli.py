@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.eval.tiny import picture, tiny_llava, tiny_processor
-from vtc import cli, doctor
+from vtc import doctor
 from vtc.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_module_and_command_are_one():
     assert done.returncode == 0 and "Usage: vtc " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["eval", "demo", "methods", "show", "doctor"])
+@pytest.mark.parametrize("command", ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "doctor"])
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and len(result.output) > 200
@@ -92,6 +92,13 @@ def test_eval_on_ones_own_pictures(ask, data):
     summary = json.loads((data.parent / "out" / "summary.json").read_text())
     assert summary["cells"]["random@0.25"]["questions"] == 4
     assert ask(methods="random,fastv", budgets="0.5,25%").exit_code == 0
+
+
+def test_robustness_asks_again_under_each_corruption(ask, data):
+    result = ask("--robustness", "--limit", 1)
+    assert result.exit_code == 0 and "more than the unpatched model loses" in " ".join(result.output.split())
+    found = json.loads((data.parent / "out" / "robustness.json").read_text())
+    assert set(found["cells"]["random@0.5"]) == {"noise", "blur", "jpeg", "contrast", "typo"}
 
 
 def test_another_budget_is_refused_with_2(ask):
@@ -233,10 +240,44 @@ def test_demo_needs_no_options(monkeypatch, tmp_path):
 
     export.export(llava.Llava(), llava.Llava().build(), tmp_path / "checkpoint")
     monkeypatch.setattr(scenes, "checkpoint_path", lambda kind="llava": tmp_path / "checkpoint")
-    monkeypatch.setattr(cli.sys, "argv", ["vtc", "demo"])
+    monkeypatch.setattr(sys, "argv", ["vtc", "demo"])
     result = call("demo", "--output", tmp_path / "out", "--questions", 9, "--methods", "random", "--budgets", "0.0625")
     assert result.exit_code == 0, result.output
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made >= {"results.jsonl", "summary.json", "table.md", "pareto.png", "overlays"}
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert set(summary["cells"]["random@0.0625"]["groups"]) == {"one-hop", "two-hop"}
+
+
+def test_benchmarks_lists_all():
+    from vtc.eval.benchmarks import registry
+
+    result = call("benchmarks")
+    assert result.exit_code == 0 and all(f"| `{name}` |" in result.output for name in registry)
+
+
+def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
+    from tests.eval.public import write_tsv
+
+    result = ask("--data", write_tsv(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "3 questions a cell of `tsv`" in result.output
+
+
+def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
+    result = call("eval", "--model", "none", "--output", tmp_path, "--benchmarks", "vqav2", "--split", "test")
+    assert result.exit_code == 1 and "use --split validation" in result.output
+
+
+def test_sensitivity_asks_any_benchmark(saved, tmp_path):
+    from tests.eval.public import benchmark_of
+
+    benchmark_of("pope", tmp_path / "data")
+    quick = ["--layers", "0,2", "--keep", "50%", "--limit", 2, "--device", "cpu", "--output", tmp_path / "out"]
+    asked = ["--benchmarks", "pope", "--data-dir", tmp_path / "data"]
+    result = call("sensitivity", "--model", saved, *asked, *quick)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "sensitivity.json").read_text())
+    assert found["settings"]["benchmark"]["name"] == "pope" and found["settings"]["benchmark"]["split"] == "test"
+    neither = call("sensitivity", "--model", saved, "--output", tmp_path / "none")
+    assert neither.exit_code == 1 and "either --data questions.jsonl or --benchmarks" in neither.output

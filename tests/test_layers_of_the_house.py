@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "vtc").rglob("*.py"))
 # Each part may import the parts after it, never the ones before.
-ORDER = ("cli", "eval", "patching", "engine", "methods", "kernels", "tokens")
+ORDER = ("cli", "integrations", "eval", "patching", "engine", "methods", "kernels", "tokens")
 PARTS = {
-    "cli": ("cli", "__main__", "doctor"),
+    "cli": ("cli", "commands", "__main__", "doctor"),
+    "integrations": ("integrations",),
     "eval": ("eval",),
     "patching": ("patching", "vit", "checkpoint", "calibration"),
     "engine": (

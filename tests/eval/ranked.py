@@ -30,20 +30,20 @@ plots.available = lambda: False
 def work(folder: Path, data: Path, seen: Path, die_at: int | None, fail: bool) -> None:
     """One rank: killed at its ``die_at``-th write, or failing at its first batch."""
     world, asked = ranks.join(), []
-    answers, append = Answerer.answers, Journal.append
+    replies, append = Answerer.replies, Journal.append
 
     def counted(self, inputs):
         asked.append(1)
         if fail:
             raise VTCError("this rank is broken")
-        return answers(self, inputs)
+        return replies(self, inputs)
 
     def deadly(self, lines):
         append(self, lines)
         if len(asked) == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Answerer.answers, Journal.append = counted, deadly
+    Answerer.replies, Journal.append = counted, deadly
     evaluate(
         tiny_llava(), tiny_processor(), JSONL(data=data), ["random", "fastv"], [0.5, 0.25], folder, world=world,
         batch_size=2, repeats=0, overlays=1, progress=False, max_new_tokens=4, name="tiny",

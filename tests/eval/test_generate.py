@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import vtc
 from tests.eval.tiny import picture, tiny_processor
 from vtc.errors import DataError
 from vtc.eval.benchmarks import Benchmark, Sample
@@ -100,3 +101,18 @@ def test_batches_need_a_padding_token(vlm):
     batch = [asked(answerer, "what ?", 0)] * 2
     with pytest.raises(DataError, match="--batch-size 1"):
         answerer.inputs(batch)
+
+
+def test_what_a_prompt_spends(answerer):
+    """Beams run a prompt several times and spend once; a prompt without pictures spends nothing."""
+    both = [asked(answerer, "what is the color ?", 0), asked(answerer, "what is the color ?")]
+    alone = both[1:]
+    inputs = answerer.inputs(both)
+    assert answerer.spent(both, inputs) == [16, 0]
+    with vtc.patched(answerer.model, "random", budget=4):
+        for beams in (1, 3):
+            answerer.generate(inputs, num_beams=beams)
+            assert answerer.spent(both, inputs, beams) == [4, 0]
+        inputs = answerer.inputs(alone)
+        answerer.generate(inputs)
+        assert answerer.spent(alone, inputs) == [0]

@@ -142,3 +142,16 @@ def test_gaps_that_a_rank_left_are_filled_in_order(tmp_path):
         journal.append([line("a", "0"), line("a", "1"), line("a", "4")])
         journal.finish()
     assert [x["id"] for x in read(tmp_path / "results.jsonl")] == list("01234")
+
+
+def test_one_cell_is_read_alone(tmp_path):
+    file = tmp_path / "results.jsonl"
+    lines = [
+        {"cell": cell, "batch": 0, "row": n, "id": str(n), "answer": "b@0.5"}
+        for n in range(3)
+        for cell in ("a@0.5", "b@0.5", "ä+b@0.5")
+    ]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+    for cell in ("a@0.5", "b@0.5", "ä+b@0.5"):
+        assert [x["id"] for x in read(file, cell) if x["cell"] == cell] == ["0", "1", "2"]
+    assert {x["cell"] for x in read(file, "a@0.5")} == {"a@0.5"}

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.eval.test_tables import MEASURED, summary  # noqa: F401  # a fixture
-from vtc.eval import export, html
+from vtc.eval import export, html, plots
+from vtc.eval.files import write_json
 
 BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
 
@@ -71,6 +72,38 @@ def test_html_is_whole_in_itself(run):
     assert not re.search(r"(src|href)=.(?!data:|#)", page), "nothing is fetched"
     assert page.count("data:image/png;base64,") == 2 and 'href="#more"' in page
     assert "62.5 ± 18.3" in page and "least 5" in page and "0.80x (slower)" in page and "digit_beside" in page
+
+
+def test_html_has_a_section_for_all_that_was_measured(run):
+    page = html.page("report", [run])
+    assert "Beyond accuracy" in page and "<td>37.5</td>" in page, "three of eight right answers were lost"
+    assert "Time, memory and energy" in page and "2.5 MB" in page and "unavailable" in page
+    assert "Robustness" not in page and "What the benchmark reports" not in page, "this run has none"
+    own = run.summary["cells"]["grid@0.25"]
+    run.summary["cells"]["grid@0.25"] = own | {"metrics": {"f1": 0.125}}
+    kinds = {"noise": {"questions": 8, "accuracy": 0.5, "drop": 0.125, "excess": [0.25, 0.1, 0.4]}}
+    write_json(
+        run.folder / "robustness.json",
+        {"severity": {"noise": 0.1}, "order": ["grid@0.25"], "cells": {"grid@0.25": kinds}},
+    )
+    Image.new("RGB", (9, 9), "blue").save(run.folder / "reliability.png")
+    more = html.page("report", [run])
+    assert "<td>12.5 (+25.0 [+10.0, +40.0])</td>" in more and "Severities: noise 0.1" in more
+    assert "<th>f1</th>" in more and "<td>0.125</td>" in more
+    assert more.count("data:image/png") == page.count("data:image/png") + 1 and "Accuracy over confidence" in more
+
+
+def test_reliability_is_a_panel_a_budget(run, tmp_path):
+    assert {budget: list(found) for budget, found in plots.calibrated(run.summary).items()} == {
+        "all": ["unpatched"],
+        "25 %": ["grid"],
+    }
+    plots.reliability(run.summary, tmp_path / "one.png")
+    cells = run.summary["cells"] | {"grid@8": run.summary["cells"]["grid@0.25"]}
+    wide = run.summary | {"cells": cells, "order": list(cells)}
+    plots.reliability(wide, tmp_path / "two.png")
+    one, two = (Image.open(tmp_path / name) for name in ("one.png", "two.png"))
+    assert two.width > one.width and len(one.convert("RGB").getcolors(1 << 24)) > 50
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")

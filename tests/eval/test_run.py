@@ -62,7 +62,9 @@ def test_a_whole_run(go, rows, write_rows):
     assert on_disk["cells"]["random@4"]["tokens"] == 4
     assert settings["attention"] == "sdpa" and settings["dtype"] == "float32" and len(settings["weights"]) == 64
     assert settings["processor"].startswith("LlavaProcessor") and settings["versions"]["torch"]
-    assert "| unpatched | all |" in (folder / "table.md").read_text()
+    page = (folder / "table.md").read_text()
+    assert "| unpatched | all |" in page and "Time, memory and energy" in page and "Beyond accuracy" in page
+    assert page.count("| random | 4 | 1 |") == page.count("| random | 4 | 2 |") == 1
     assert (folder / "pareto.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((folder / "overlays").glob("*.png"))) == 2
     assert not list(folder.glob(".tmp-*"))
@@ -98,7 +100,7 @@ def test_asked_again_nothing_is_computed(go, rows, write_rows, monkeypatch):
     file = write_rows(rows)
     first = go(file)
     before = (first.folder / "results.jsonl").read_bytes()
-    monkeypatch.setattr(Answerer, "answers", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(Answerer, "replies", lambda *_: pytest.fail("asked again"))
     assert go(file).summary == first.summary
     assert (first.folder / "results.jsonl").read_bytes() == before
 
@@ -167,7 +169,7 @@ def test_errors_before_the_first_answer_are_kept_and_not_tried_again(go, rows, w
     assert first.summary["cells"]["unpatched"]["errors"] == 7
     assert set(order[:5]) <= {("unpatched", f"q{n}") for n in range(7)}
     picture(0, (300, 300)).save(cut)
-    monkeypatch.setattr(Answerer, "answers", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(Answerer, "replies", lambda *_: pytest.fail("asked again"))
     assert go(file).summary == first.summary
 
 
@@ -195,30 +197,30 @@ def test_bad_samples_are_counted_never_scored(go, rows, write_rows, tmp_path):
 def test_out_of_memory_halves_the_batch(go, rows, write_rows, monkeypatch, tmp_path):
     file = write_rows(rows)
     calm = go(file, output=tmp_path / "calm")
-    real, sizes = Answerer.answers, []
+    real, sizes = Answerer.replies, []
 
-    def answers(self, inputs):
+    def replies(self, inputs):
         sizes.append(len(inputs["input_ids"]))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, inputs)
 
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     results = go(file)
     assert max(sizes) == 5 and results.summary == calm.summary
 
 
 def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch):
-    real = Answerer.answers
+    real = Answerer.replies
 
-    def answers(self, inputs):
+    def replies(self, inputs):
         if inputs["input_ids"].shape[1] > 30:  # 16 vision tokens and the long question
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return real(self, inputs)
 
     rows[3]["question"] = "what is the color of the red shape left of the blue shape ?"
     file = write_rows(rows)
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     results = go(file)
     cell = results.summary["cells"]["random@0.5"]
     assert cell["errors"] == 1 and cell["questions"] == 11
@@ -227,10 +229,10 @@ def test_a_sample_that_never_fits_is_an_error(go, rows, write_rows, monkeypatch)
 
 
 def test_errors_of_the_library_are_not_taken_for_bad_samples(go, rows, write_rows, monkeypatch):
-    def answers(self, inputs):
+    def replies(self, inputs):
         raise vtc.errors.NotReduced("no stage ran")
 
-    monkeypatch.setattr(Answerer, "answers", answers)
+    monkeypatch.setattr(Answerer, "replies", replies)
     with pytest.raises(vtc.errors.NotReduced):
         go(write_rows(rows))
 

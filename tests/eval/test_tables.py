@@ -25,7 +25,13 @@ SETTINGS = {
 
 
 def line(cell, n, score, kind="color", group="one-hop", tokens=16.0):
-    answer = {"answer": "x", "expected": ["red" if n % 4 else "blue"], "score": score, "tokens": tokens}
+    answer = {
+        "answer": "x",
+        "expected": ["red" if n % 4 else "blue"],
+        "score": score,
+        "tokens": tokens,
+        "confidence": 0.9,
+    }
     return {"cell": cell, "row": n, "id": str(n), "type": kind, "group": group, **answer}
 
 
@@ -40,9 +46,12 @@ def summary():
     return summarise(lines, ["unpatched", "grid@0.25", "fastv@0.25"], costs) | {"settings": SETTINGS}
 
 
+ANSWERING = {"ttft_ms": 11.0, "ttft_iqr_ms": 1.0, "ttft_speedup": 1.0, "decode_tokens_per_s": 40.0, "decode_iqr": 2.0}
+TIMING = ANSWERING | {"decode_speedup": 1.0, "repeats": 5, "batch": 1}
+REST = {"cost": {"forward_flops": 2e9}, "memory": {"peak_bytes": 2.5e6}, "energy": {"joules": "unavailable"}}
 MEASURED = {
-    "unpatched": {"timing": {"prefill_ms": 10.0, "iqr_ms": 1.0, "speedup": 1.0, "repeats": 5, "batch": 1}},
-    "grid@0.25": {"timing": {"prefill_ms": 12.5, "iqr_ms": 0.5, "speedup": 0.8, "repeats": 5, "batch": 1}},
+    "unpatched": REST | {"timing": TIMING | {"prefill_ms": 10.0, "iqr_ms": 1.0, "speedup": 1.0}},
+    "grid@0.25": REST | {"timing": TIMING | {"prefill_ms": 12.5, "iqr_ms": 0.5, "speedup": 0.8}},
 }
 
 
@@ -68,7 +77,7 @@ def test_markdown(summary):
     assert "| method | budget | **one-hop** | color | **two-hop** | digit_beside |" in page
     assert "1 answers are missing" in page or "1 answer" in page
     widths = {row.count("|") for row in page.splitlines() if row.startswith("| grid")}
-    assert widths == {11, 7}
+    assert widths == {11, 7, 12}, "the figures, by type, beyond accuracy"
 
 
 def test_terminal(summary):

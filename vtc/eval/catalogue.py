@@ -1,4 +1,4 @@
-"""The registered methods as a table: where they cut, what they look at, what they are."""
+"""The registered methods and benchmarks as tables: what they are, and where they come from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from rich.table import Table
 
+from vtc.eval import benchmarks
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.signals import (
@@ -97,3 +98,14 @@ def papers() -> Table:
 
 def short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def benchmark_table() -> str:
+    """The registered benchmarks in Markdown: where their rows are, splits with answers, figures, longest answer."""
+    rows = ["| benchmark | rows | configuration | splits | figures | new tokens |", "|---|---|---|---|---|---:|"]
+    for name, kind in benchmarks.registry.items():
+        source = " or ".join(f"`{hub}`" for hub in getattr(kind, "hub", ())) or "your own or built in"
+        config = getattr(kind, "config", "") if getattr(kind, "hub", ()) else ""
+        row = (f"`{name}`", source, config, ", ".join(kind.splits), kind.metric, str(kind.max_new_tokens))
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)

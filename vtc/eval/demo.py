@@ -24,7 +24,7 @@ def run(output: Path, questions: int, specs: Sequence[str], budgets: Sequence[in
     model, processor = load(str(scenes.checkpoint_path()), "float32", "cpu")
     benchmark = registry["scenes"](limit=questions)
     once = partial(
-        evaluate, model, processor, benchmark, specs, budgets, output, batch_size=39, timing_batch=4, repeats=5
+        evaluate, model, processor, benchmark, specs, budgets, output, batch_size=39, timing_batch=4, repeats=3
     )
     try:
         return once(name="scenes checkpoint")

@@ -14,7 +14,7 @@ from vtc.eval.buckets import WINDOW
 from vtc.eval.cells import Cell
 from vtc.eval.generate import Answerer
 
-SCHEMA = 2
+SCHEMA = 3  # 3: answers have a confidence
 
 
 def describe(

@@ -12,7 +12,10 @@ from vtc.eval.tables import order_key, split
 
 BASELINES = ("random", "grid", "pool")
 FIGURES = ("accuracy", "stderr", "retention", "tokens", "questions", "errors", "kv_bytes", "flops")
-TIMES = ("prefill_ms", "iqr_ms", "speedup", "selection_ms", "batch", "repeats")
+TIMES = (
+    *("prefill_ms", "iqr_ms", "speedup", "selection_ms", "ttft_ms", "ttft_speedup"),
+    *("decode_tokens_per_s", "decode_speedup", "batch", "repeats"),
+)
 
 
 def comma_separated(summary: dict[str, Any], measured: dict[str, Any]) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+import vtc
 from vtc.errors import DataError
 from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.confidence import Chosen
 
 MARK = "<image>"  # where a picture stands in a question
 
@@ -31,6 +33,7 @@ class Answerer:
         check_template(template)
         self.model, self.processor = model, processor
         self.frame, self.template, self.max_new_tokens = frame, template, max_new_tokens
+        self.pad = getattr(processor, "tokenizer", processor).pad_token_id
 
     def ready(self, sample: Sample, benchmark: Benchmark) -> Asked:
         """Load the pictures and build the prompt. Raises ``DataError``."""
@@ -43,19 +46,15 @@ class Answerer:
         """The text the processor gets. Pictures stand before the question, or where it says ``<image>``."""
         parts = split_marks(self.template.replace("{question}", question), pictures, self.processor, where)
         if getattr(self.processor, "chat_template", None):
-            return self._chat(parts, where)
+            return self.chat([{"role": "user", "content": content(parts)}], pictures, where)
         token = getattr(self.processor, "image_token", MARK)
         text = self.frame.replace("{question}", f" {token} ".join(parts))
         return re.sub(" +", " ", text).strip()
 
-    def _chat(self, parts: list[str], where: str) -> str:
-        content: list[dict[str, str]] = []
-        for n, part in enumerate(parts):
-            content += [{"type": "image"}] if n else []
-            content += [{"type": "text", "text": part.strip()}] if part.strip() else []
-        messages = [{"role": "user", "content": content}]
+    def chat(self, messages: list[dict[str, Any]], pictures: int, where: str = "") -> str:
+        """The prompt of a conversation, by the processor's chat template. Raises ``DataError`` when a picture has no
+        place in it."""
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        pictures = len(parts) - 1
         if pictures and not any(text.count(mark) == pictures for mark in marks(self.processor)):
             raise DataError(
                 f"{where}: the processor's chat template did not place {pictures} picture(s); fix the template"
@@ -83,13 +82,32 @@ class Answerer:
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
+    def prefill(self, inputs: Any) -> None:
+        """One forward over the prompts that fills a cache and computes the last logits only, as ``generate`` begins."""
+        self.model(**inputs, use_cache=True, logits_to_keep=1)
+
+    @torch.no_grad()
+    def generate(self, inputs: Any, **options: Any) -> torch.Tensor:
+        """``[B, n]``: the new tokens; greedy where ``options`` (of transformers' ``generate``) say nothing else."""
+        plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+        plain |= {"max_new_tokens": self.max_new_tokens, "pad_token_id": self.pad}
+        rows = self.model.generate(**inputs, **{**plain, **options})
+        return rows[:, inputs["input_ids"].shape[1] :]
+
+    def decode(self, new: torch.Tensor) -> list[str]:
+        """The texts of new tokens, one a row."""
+        return self.processor.batch_decode(new, skip_special_tokens=True)
+
     def answers(self, inputs: Any) -> list[str]:
         """Greedy answers, one a row."""
-        pad = getattr(self.processor, "tokenizer", self.processor).pad_token_id
-        plain = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-        rows = self.model.generate(**inputs, **plain, max_new_tokens=self.max_new_tokens, pad_token_id=pad)
-        new = rows[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        return [text for text, _ in self.replies(inputs)]
+
+    def replies(self, inputs: Any) -> list[tuple[str, float]]:
+        """Greedy answers, one a row, each with its probability."""
+        chosen = Chosen()
+        new = self.generate(inputs, logits_processor=[chosen])
+        texts = [text.strip() for text in self.decode(new)]
+        return list(zip(texts, chosen.probability(new, self.model.generation_config.eos_token_id), strict=True))
 
     def vision(self, inputs: Any) -> torch.Tensor:
         """``[B, n]``, bool: where the placeholders of pictures stand."""
@@ -101,6 +119,24 @@ class Answerer:
     def vision_rows(self, inputs: Any) -> list[int]:
         """Placeholders of each prompt: the vision tokens it costs the unpatched model."""
         return self.vision(inputs).sum(1).tolist()
+
+    def spent(self, asked: list[Asked], inputs: Any, beams: int = 1) -> list[float]:
+        """Layer-averaged vision tokens of each prompt, as the last prefill ran it."""
+        if vtc.patch_of(self.model) is None or not any(a.pictures for a in asked):
+            return [float(n) for n in self.vision_rows(inputs)]
+        rows = [0.0] * len(asked)
+        for picture in vtc.report(self.model).pictures:
+            rows[picture.prompt // beams] += picture.average / beams
+        return rows
+
+
+def content(parts: list[str]) -> list[dict[str, str]]:
+    """A user's turn: a picture between two parts."""
+    turn: list[dict[str, str]] = []
+    for n, part in enumerate(parts):
+        turn += [{"type": "image"}] if n else []
+        turn += [{"type": "text", "text": part.strip()}] if part.strip() else []
+    return turn
 
 
 def check_template(template: str) -> None:

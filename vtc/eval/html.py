@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from vtc.eval import plots, tables
+from vtc.eval import cost_table, plots, robustness, tables
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #666; --line: #ddd; --best: #e3f1e3 }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 84rem; margin: 2rem auto; padding: 0 1.2rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line) }
 h3 { font-size: 1rem; margin-bottom: .4rem }
 nav a { margin-right: 1rem }
@@ -55,10 +56,11 @@ class Run:
     measured: dict[str, Any]
 
 
-def page(title: str, runs: Sequence[Run], command: str = "") -> str:
-    """The whole page. ``command``: what makes these figures again."""
+def page(title: str, runs: Sequence[Run], command: str = "", overview: Sequence[str] = ()) -> str:
+    """The whole page. ``command``: what makes these figures again; ``overview``: parts that stand above the runs."""
     links = "".join(f'<a href="#{anchor(run.name)}">{escape(run.name)}</a>' for run in runs)
     parts = [f"<h1>{escape(title)}</h1>", f"<nav>{links}</nav>" if len(runs) > 1 else ""]
+    parts += overview
     for run in runs:
         parts += section(run)
     if command:
@@ -82,10 +84,12 @@ def section(run: Run) -> list[str]:
     parts += ["<h3>Accuracy (%) by budget</h3>", by_budget(run.summary)]
     for axis in plots.AXES:
         parts.append(figure(run.folder / axis.file, f"Accuracy over {axis.label}."))
-    parts += ["<h3>Every figure</h3>", table(tables.HEAD, tables.main_rows(run.summary, run.measured))]
-    head, rows = tables.type_rows(run.summary)
-    if rows:
-        parts += ["<h3>Accuracy (%) by question type</h3>", table([h.strip("*") for h in head], rows)]
+    parts += titled("Every figure", tables.HEAD, tables.main_rows(run.summary, run.measured))
+    parts += titled("What the benchmark reports", *tables.metric_rows(run.summary))
+    parts += titled("Accuracy (%) by question type", *tables.type_rows(run.summary))
+    parts += beyond(run)
+    parts += titled("Time, memory and energy", cost_table.HEAD, cost_table.rows(run.measured))
+    parts += brittle(run.folder / "robustness.json")
     parts += [
         f'<p class="note">{escape(text).replace("**", "")}</p>' for text in tables.notes(run.summary, run.measured)
     ]
@@ -93,6 +97,27 @@ def section(run: Run) -> list[str]:
     parts += ["<h3>What was kept</h3>"] if pictures else []
     parts += [figure(path, path.stem) for path in pictures]
     return [*parts, settings(run.summary["settings"])]
+
+
+def titled(title: str, head: Sequence[str], rows: list[list[str]]) -> list[str]:
+    """A table under its title; nothing without rows."""
+    return [f"<h3>{title}</h3>", table([text.strip("*") for text in head], rows)] if rows else []
+
+
+def beyond(run: Run) -> list[str]:
+    """What an accuracy hides: agreement, calibration, the worst type and the gap between types."""
+    parts = titled("Beyond accuracy: agreement, calibration, gaps", tables.BEYOND, tables.beyond_rows(run.summary))
+    caption = "Accuracy over confidence; on the dotted line a probability means what it says."
+    return [*parts, figure(run.folder / "reliability.png", caption)]
+
+
+def brittle(file: Path) -> list[str]:
+    """What each corruption costs, where the run was asked under them."""
+    if not file.exists():
+        return []
+    found = json.loads(file.read_text("utf-8"))
+    parts = titled("Robustness", *robustness.table(found))
+    return [*parts, f'<p class="note">{escape(robustness.note(found))}</p>']
 
 
 def by_budget(summary: dict[str, Any]) -> str:

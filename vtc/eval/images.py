@@ -6,7 +6,9 @@ import os
 import stat
 import warnings
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,20 +25,42 @@ def load_image(path: str | Path, root: str | Path, max_pixels: int = MAX_PIXELS,
     EXIF rotation is applied, of an animation frame 0 is taken, 16 bits become 8 by their upper byte, and transparent
     pixels are laid on white. ``where`` (file:line) opens every error message. Raises ``DataError``.
     """
-    file = resolve(str(path), Path(root), where)
+    with open(resolve(str(path), Path(root), where), "rb") as stream:
+        return decode(stream, path, max_pixels, where)
+
+
+def load_any(image: Any, root: Path | None, max_pixels: int = MAX_PIXELS, where: str = "") -> Image.Image:
+    """What a row of a data set holds as ``load_image`` gives it: encoded bytes, ``{"bytes", "path"}``, a path inside
+    ``root`` (None: paths are refused), or a ``PIL.Image``. Raises ``DataError``."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, (bytes, bytearray)):
+        return decode(BytesIO(image), "in the row", max_pixels, where)
+    if isinstance(image, Image.Image):
+        check_size(image.size, "in the row", max_pixels, where)
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, (str, Path)) and root is None:
+        raise fail(where, image, "is a path, and rows of the hub have none here; give --data-dir with the pictures")
+    if isinstance(image, (str, Path)) and root is not None:
+        return load_image(image, root, max_pixels, where)
+    raise fail(where, "in the row", f"is a {type(image).__name__}; expected encoded bytes, a path or a PIL.Image")
+
+
+def decode(stream: BinaryIO, name: str | Path, max_pixels: int, where: str) -> Image.Image:
+    """The picture encoded in ``stream``, measured before it is decoded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
-            with Image.open(file, formats=FORMATS) as picture:
-                check_size(picture.size, path, max_pixels, where)
+            with Image.open(stream, formats=FORMATS) as picture:
+                check_size(picture.size, name, max_pixels, where)
                 picture.seek(0)
                 return to_rgb(ImageOps.exif_transpose(picture))
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise fail(where, path, f"is more than {max_pixels:,} pixels; scale it down first") from None
+        raise fail(where, name, f"is more than {max_pixels:,} pixels; scale it down first") from None
     except Exception as error:  # Pillow raises a dozen kinds for broken files
-        raise fail(where, path, f"cannot be read as a picture ({describe(file, error)}); replace it") from None
+        raise fail(where, name, f"cannot be read as a picture ({describe(stream, error)}); replace it") from None
 
 
 def resolve(path: str, root: Path, where: str) -> Path:
@@ -66,9 +90,27 @@ def resolve(path: str, root: Path, where: str) -> Path:
 def pixels(path: str, root: Path) -> int:
     """Width times height from the file's header; 0 for a file that ``load_image`` will refuse."""
     try:
+        return header_pixels(resolve(path, root, ""))
+    except (DataError, ValueError):
+        return 0
+
+
+def stored_pixels(image: Any, root: Path | None) -> int:
+    """The same of what ``load_any`` takes; 0 for what it will refuse."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, Image.Image):
+        return image.width * image.height
+    if isinstance(image, (bytes, bytearray)):
+        return header_pixels(BytesIO(image))
+    return pixels(str(image), root) if isinstance(image, (str, Path)) and root is not None else 0
+
+
+def header_pixels(source: Path | BinaryIO) -> int:
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(resolve(path, root, ""), formats=FORMATS) as picture:
+            with Image.open(source, formats=FORMATS) as picture:
                 return picture.width * picture.height
     except Exception:  # Pillow raises a dozen kinds for broken files
         return 0
@@ -97,10 +139,10 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def describe(file: Path, error: Exception) -> str:
-    """What is wrong with a file that Pillow refused, in a few words."""
-    with open(file, "rb") as stream:
-        head = stream.read(64).lstrip().lower()
+def describe(stream: BinaryIO, error: Exception) -> str:
+    """What is wrong with bytes that Pillow refused, in a few words."""
+    stream.seek(0)
+    head = stream.read(64).lstrip().lower()
     if not head:
         return "the file is empty"
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<svg")):

@@ -15,14 +15,14 @@ from typing import Any
 from vtc.errors import VTCError
 from vtc.eval.files import ROOM, write_atomic, write_json
 from vtc.eval.lines import RunRefused, encode, mend, read, write_all
-from vtc.eval.ranks import World
+from vtc.eval.ranks import ALONE, World
 
 SYNC_SECONDS = 5.0
 OURS = (
     *("results*.jsonl", "config.json", "summary.json", "measured.json"),
-    *("table.*", "report.html", "pareto*.png", "overlays/*.png"),
+    *("table.*", "report.html", "pareto*.png", "reliability.png", "overlays/*.png"),
+    *("robustness.json", "robustness.md", "compare.json"),
 )
-ALONE = World()
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 
 
@@ -202,10 +202,14 @@ def lock(folder: Path) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Remove the files that a run writes, and nothing else."""
+    """Remove the files that a run writes, those of its runs under corruptions included, and nothing else."""
     for pattern in OURS:
         for path in folder.glob(pattern):
             path.unlink()
+    for spoiled in folder.glob("robustness/*/"):
+        handle = lock(spoiled)
+        clear(spoiled)
+        os.close(handle)
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:

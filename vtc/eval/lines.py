@@ -52,12 +52,15 @@ def first_errors(path: Path, count: int) -> list[str]:
     return list(found)
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a results file, streamed."""
+def read(path: Path, cell: str = "") -> Iterator[dict[str, Any]]:
+    """The lines of a results file, streamed; with ``cell`` all that are that cell's, and hardly any other."""
+    mark = json.dumps(cell, ensure_ascii=False) if cell else ""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as stream:
         for number, text in enumerate(stream, 1):
+            if mark not in text:  # to look is much cheaper than to parse
+                continue
             try:
                 line = json.loads(text)
                 whole = "closed" in line or isinstance(line["id"], str) and isinstance(line["row"], int)

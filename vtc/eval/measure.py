@@ -1,22 +1,28 @@
-"""What a cell costs: tokens, cache bytes and FLOPs from what ran, milliseconds beside the unpatched model."""
+"""What a cell costs: tokens, cache bytes and FLOPs counted from what ran; time, memory and energy measured.
+
+``docs/evaluation.md`` says what each number is.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from statistics import mean, median, quantiles
+from statistics import mean
 from typing import Any
 
 import torch
 
 import vtc
+from vtc.cache import cache_bytes
 from vtc.errors import VTCError
 from vtc.eval.cells import Cell
+from vtc.eval.energy import energy
+from vtc.eval.flops import counter
 from vtc.eval.generate import Answerer, Asked
+from vtc.eval.memory import peak_memory
+from vtc.eval.timing import timing
 
-WARM_UP = 1  # turns
-BASE_EVERY = 3  # cells
+COST_PROBES = 4
 
 
 def entered(model: Any, cell: Cell) -> AbstractContextManager[Any]:
@@ -24,87 +30,52 @@ def entered(model: Any, cell: Cell) -> AbstractContextManager[Any]:
     return nullcontext(model) if cell.budget is None else vtc.patched(model, cell.method(), budget=cell.budget)
 
 
-def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float | None]:
-    """``tokens`` (layer-averaged, a picture), ``kv_bytes`` and ``flops`` (decoder prefill) of one prompt: the mean over
-    ``probes``, each run alone. The unpatched model is counted through a patch that keeps everything (None where that
-    patch is refused)."""
-    counted = cell if cell.patched else Cell("random", 1.0)
-    try:
-        with entered(answerer.model, counted) as model:
-            reports = []
-            for probe in probes:
-                prefill(model, answerer.inputs([probe]))
-                reports.append(vtc.report(model))
-    except VTCError:
-        if cell.patched:
-            raise
-        return {"tokens": None, "kv_bytes": None, "flops": None}
-    return {
-        "tokens": mean(r.average_tokens for r in reports),
-        "kv_bytes": mean(r.kv_bytes for r in reports),
-        "flops": mean(r.flops for r in reports),
-    }
+def everything(
+    answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int, batch: int
+) -> dict[str, dict[str, Any]]:
+    """``cost`` of each cell by name; with ``repeats`` also ``timing`` (a batch of ``batch`` probes), ``timing_single``
+    (a batch of one, where ``batch`` is another), ``memory`` and ``energy`` (of that batch)."""
+    model, out = answerer.model, {cell.name: {"cost": cost(answerer, cell, probes[:COST_PROBES])} for cell in cells}
+    if not repeats:
+        return out
+    enter = {cell.name: lambda cell=cell: entered(model, cell) for cell in cells}
+    sizes = {"timing": probes[:batch]} | ({"timing_single": probes[:1]} if batch > 1 else {})
+    parts = {key: timing(answerer, enter, asked, repeats) for key, asked in sizes.items()}
+    parts["memory"] = peak_memory(answerer, enter, probes[:batch])
+    parts["energy"] = energy(answerer, enter, probes[:batch])
+    for key, found in parts.items():
+        for name, figures in found.items():
+            out[name][key] = figures
+    return out
 
 
-def timing(answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int) -> dict[str, dict[str, Any]]:
-    """Prefill milliseconds of one batch of ``probes`` in every cell, vision tower and selection inside.
+def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:
+    """Of one prompt, the mean over ``probes``, each run alone:
 
-    Cells take turns, so that a slow moment of the machine hits all alike, and the unpatched model runs again before
-    every third of them: ``speedup`` is the median over ``repeats`` turns of its time by the cell's. ``iqr_ms``: the
-    inter-quartile range.
+    ``tokens`` (layer-averaged, a picture) and ``flops`` (decoder prefill) from the report, ``kv_bytes`` of the real
+    cache after the prefill, ``forward_flops`` of the whole forward as torch counts them. The unpatched model's tokens
+    and decoder FLOPs are read through a patch that keeps everything (None where that patch is refused).
     """
-    model, inputs = answerer.model, answerer.inputs(probes)
-    times: dict[str, list[float]] = {cell.name: [] for cell in cells}
-    ratios: dict[str, list[float]] = {cell.name: [] for cell in cells}
-    selection: dict[str, list[float]] = {cell.name: [] for cell in cells}
-    for turn in range(-WARM_UP, repeats):
-        base = 0.0
-        for n, cell in enumerate(cells):
-            if n % BASE_EVERY == 0:
-                base = clock(lambda: prefill(model, inputs), model.device)
-            with entered(model, cell):
-                took = clock(lambda: prefill(model, inputs), model.device) if cell.patched else base
-                chosen = vtc.report(model).selection_ms if cell.patched else 0.0
-            if turn >= 0:
-                times[cell.name].append(took)
-                ratios[cell.name].append(base / took)
-                selection[cell.name].append(chosen)
-    return {
-        name: {
-            "prefill_ms": median(took),
-            "iqr_ms": spread(took),
-            "speedup": median(ratios[name]),
-            "selection_ms": median(selection[name]),
-            "batch": len(probes),
-            "repeats": repeats,
-        }
-        for name, took in times.items()
-    }
+    figures = ran(answerer, cell, probes)
+    if cell.patched:
+        return figures
+    try:
+        counted = ran(answerer, Cell("random", 1.0), probes)
+    except VTCError:
+        counted = {}
+    return figures | {key: counted.get(key) for key in ("tokens", "flops")}
 
 
-@torch.no_grad()
-def prefill(model: Any, inputs: Any) -> None:
-    """One forward over the prompts that fills the cache and computes the last logits only, as ``generate`` begins."""
-    model(**inputs, use_cache=True, logits_to_keep=1)
-
-
-def clock(run: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, waiting for the accelerator before and after."""
-    wait(device)
-    start = time.perf_counter()
-    run()
-    wait(device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def spread(values: list[float]) -> float:
-    """The inter-quartile range."""
-    if len(values) < 2:
-        return 0.0
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return high - low
+def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float]:
+    """What a prefill of each probe left and took, the mean; without a patch there is no report of tokens and flops."""
+    each: list[dict[str, float]] = []
+    with entered(answerer.model, cell) as model:
+        for probe in probes:
+            with torch.no_grad(), counter() as count:
+                cache = model(**answerer.inputs([probe]), use_cache=True, logits_to_keep=1).past_key_values
+            figures: dict[str, float] = {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
+            if cell.patched:
+                report = vtc.report(model)
+                figures |= {"tokens": report.average_tokens, "flops": report.flops}
+            each.append(figures)
+    return {key: mean(figures[key] for figures in each) for key in each[0]}

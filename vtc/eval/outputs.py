@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import DataError
-from vtc.eval import export, html, overlays, plots, tables
+from vtc.eval import cost_table, export, html, overlays, plots, tables
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.files import write_atomic, write_json, write_text
@@ -19,14 +19,20 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     """Everything but ``results.jsonl``. Without matplotlib the plot is left out."""
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
-    write_text(folder / "table.md", tables.markdown(results.summary, results.measured))
+    page = tables.markdown(results.summary, results.measured, cost_table.markdown(results.measured))
+    write_text(folder / "table.md", page)
     write_text(folder / "table.csv", export.comma_separated(results.summary, results.measured))
     write_text(folder / "table.tex", export.latex(results.summary))
     if plots.available():
         draw(results, folder)
     show(folder, answerer, benchmark, one_each(cells), pictures)
-    run = html.Run(benchmark.name, folder, results.summary, results.measured)
-    write_text(folder / "report.html", html.page(title(results.summary), [run]))
+    write_report(results, benchmark.name)
+
+
+def write_report(results: Any, name: str) -> None:
+    """``report.html`` of all that lies in the run folder."""
+    run = html.Run(name, results.folder, results.summary, results.measured)
+    write_text(results.folder / "report.html", html.page(title(results.summary), [run]))
 
 
 def title(summary: dict[str, Any]) -> str:
@@ -43,11 +49,13 @@ def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[C
 
 
 def draw(results: Any, folder: Path) -> None:
-    """A plot for each kind of cost that is known."""
+    """A plot for each kind of cost that is known, and a reliability diagram."""
     for axis in plots.AXES:
         if plots.curves(results.summary, results.measured, axis):
             one = partial(plots.pareto, results.summary, results.measured, axis=axis)
             write_atomic(folder / axis.file, one)
+    if plots.calibrated(results.summary):
+        write_atomic(folder / "reliability.png", partial(plots.reliability, results.summary))
 
 
 def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:

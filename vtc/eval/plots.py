@@ -1,4 +1,6 @@
-"""Accuracy over what it costs (tokens, FLOPs, milliseconds), a line a method. matplotlib is imported only here."""
+"""Accuracy over what it costs (tokens, FLOPs, milliseconds) and over confidence, a line a method.
+
+matplotlib is imported only here."""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.cells import UNPATCHED
+from vtc.eval.tables import split
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3294", "#8c510a", "#1b7837", "#b2182b")
 BASELINES = ("random", "grid", "pool")
@@ -138,3 +141,42 @@ def legend_by_height(axes: Any, lines: dict[str, list[tuple[float, float, float]
     order = sorted(range(len(labels)), key=rank)
     place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
     axes.legend([handles[n] for n in order], [labels[n] for n in order], fontsize=9, **place)
+
+
+def reliability(summary: dict[str, Any], path: Path) -> None:
+    """A panel a budget: accuracy over confidence, a line a method, the unpatched model in black. On the diagonal a
+    probability means what it says."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = calibrated(summary)
+    budgets = [budget for budget in panels if budget != "all"] or ["all"]
+    figure = Figure(figsize=(3.1 * len(budgets) + 1.8, 3.6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    look = styles(list(dict.fromkeys(method for budget in budgets for method in panels[budget])))
+    plain = {"color": "black", "linestyle": "-", "marker": "o"}
+    for n, budget in enumerate(budgets):
+        axes = figure.add_subplot(1, len(budgets), n + 1)
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
+        for method, bins in (panels.get("all", {}) | panels[budget]).items():
+            x, y = zip(*((b["confidence"], b["accuracy"]) for b in bins if b["count"]), strict=True)
+            style = plain if method == UNPATCHED else look[method]
+            axes.plot(x, y, label=method, linewidth=1.3, markersize=3.5, **style)
+        axes.set(
+            title=budget, xlabel="confidence", ylabel="" if n else "accuracy", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
+        )
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines[1:]}
+    figure.legend(list(lines.values()), list(lines), loc="outside right center", frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def calibrated(summary: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By budget in words, by method: the bins of confidence of the cells that have them."""
+    out: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for name in summary["order"]:
+        if found := summary["cells"][name].get("calibration"):
+            method, budget = split(name)
+            out.setdefault(budget, {})[method] = found["bins"]
+    return out

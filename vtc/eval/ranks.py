@@ -42,6 +42,9 @@ class World:
             ) from None
 
 
+ALONE = World()
+
+
 def join() -> World:
     """The processes that torchrun started, joined by gloo; with GPUs each takes that of its local rank."""
     size = int(os.environ.get("WORLD_SIZE", "1"))

@@ -20,12 +20,10 @@ from vtc.eval.cells import Cell, plan
 from vtc.eval.describe import describe
 from vtc.eval.files import write_json
 from vtc.eval.generate import Answerer
-from vtc.eval.journal import ALONE, Journal
-from vtc.eval.ranks import World
+from vtc.eval.journal import Journal
+from vtc.eval.ranks import ALONE, World
 from vtc.eval.runner import Runner
-from vtc.eval.summary import summarise
-
-COST_PROBES = 4
+from vtc.eval.summary import add_metrics, summarise
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,9 @@ def evaluate(
             answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
         )
         costs = {name: entry["cost"] for name, entry in measured.items()}
-        summary = summarise(lines.read(journal.path), [c.name for c in cells], costs) | {"settings": config}
+        names = [c.name for c in cells]
+        summary = summarise(lines.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
+        add_metrics(summary, lambda cell: lines.read(journal.path, cell), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
         outputs.write(results, answerer, benchmark, open_cells, overlays)
     return results
@@ -103,11 +103,9 @@ def measurements(
     done = [cell for cell in cells if cell.name in entries]
     if len(done) == len(cells):
         return entries
-    probes = list(islice(outputs.usable(answerer, benchmark), max(COST_PROBES, batch)))
+    probes = list(islice(outputs.usable(answerer, benchmark), max(measure.COST_PROBES, batch)))
     if not probes:
         return {}
-    costs = {cell.name: {"cost": measure.cost(answerer, cell, probes[:COST_PROBES])} for cell in cells}
-    times = measure.timing(answerer, cells, probes[:batch], repeats) if repeats else {}
-    entries = {name: entry | ({"timing": times[name]} if name in times else {}) for name, entry in costs.items()}
+    entries = measure.everything(answerer, cells, probes, repeats, batch)
     write_json(path, entries)
     return entries

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-import vtc
 from vtc.errors import BudgetError, DataError, UnsupportedModel, VTCError
 from vtc.eval import measure
 from vtc.eval.benchmarks import Benchmark, Sample
@@ -92,9 +91,9 @@ class Runner:
         try:
             inputs = self.answerer.inputs(asked) if inputs is None else inputs
             with measure.entered(self.answerer.model, cell):
-                texts = self.answerer.answers(inputs)
-                tokens = self.tokens(cell, asked, inputs)
-            return [self.line(*each) for each in zip(asked, texts, tokens, strict=True)]
+                replies = self.answerer.replies(inputs)
+                tokens = self.tokens(asked, inputs)
+            return [self.line(*each) for each in zip(asked, replies, tokens, strict=True)]
         except Exception as error:
             if isinstance(error, VTCError) and not isinstance(error, DataError):
                 raise
@@ -109,20 +108,15 @@ class Runner:
         reason = f"{sample.where}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
         return [error_line(sample, reason)]
 
-    def tokens(self, cell: Cell, asked: list[Asked], inputs: Any) -> list[float]:
+    def tokens(self, asked: list[Asked], inputs: Any) -> list[float]:
         """Layer-averaged vision tokens a picture, for each question."""
-        if cell.patched:
-            rows = [0.0] * len(asked)
-            for picture in vtc.report(self.answerer.model).pictures:
-                rows[picture.prompt] += picture.average
-        else:
-            rows = [float(n) for n in self.answerer.vision_rows(inputs)]
-        return [row / max(len(a.pictures), 1) for row, a in zip(rows, asked, strict=True)]
+        return [n / max(len(a.pictures), 1) for n, a in zip(self.answerer.spent(asked, inputs), asked, strict=True)]
 
-    def line(self, asked: Asked, answer: str, tokens: float) -> dict[str, Any]:
-        sample = asked.sample
+    def line(self, asked: Asked, reply: tuple[str, float], tokens: float) -> dict[str, Any]:
+        sample, (answer, confidence) = asked.sample, reply
         score = self.benchmark.score(answer, sample)
         said = {"answer": answer, "expected": list(sample.answers), "score": score, "tokens": tokens}
+        said["confidence"] = confidence
         return {"id": sample.id, "type": sample.type, "group": sample.group, **said}
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
+from vtc.eval.beyond import Calibration, agreement, subgroups
 from vtc.eval.cells import UNPATCHED
-from vtc.eval.metrics import normalise, paired_change, retention, standard_error
+from vtc.eval.columns import Replies
+from vtc.eval.metrics import normalise
+from vtc.eval.statistics import paired_change, retention, standard_error
 
 
 @dataclass
@@ -46,15 +47,27 @@ class Cell:
     whole: Tally = field(default_factory=Tally)
     groups: dict[str, Tally] = field(default_factory=dict)
     types: dict[str, Tally] = field(default_factory=dict)
-    votes: dict[str, Counter[str]] = field(default_factory=dict)  # how often each answer is accepted, by type
-    scores: array[float] = field(default_factory=lambda: array("d"))  # by row, NaN where there is none: 8 bytes each
+    votes: dict[str, Counter[str]] = field(default_factory=dict)  # what each answer would score in all, by type
+    replies: Replies = field(default_factory=Replies)
+    calibration: Calibration = field(default_factory=Calibration)
 
 
-def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def accepted(expected: list[str]) -> dict[str, float]:
+    """Every expected answer counts fully."""
+    return {normalise(answer): 1.0 for answer in expected}
+
+
+def summarise(
+    lines: Iterable[dict[str, Any]],
+    names: list[str],
+    costs: dict[str, dict[str, Any]],
+    credits: Callable[[list[str]], dict[str, float]] = accepted,
+) -> dict[str, Any]:
     """The figures of every cell in ``names``, in that order: accuracy, standard error, retention, paired
-    change, tokens; accuracy by type too.
+    change, tokens; accuracy by type, agreement, calibration and subgroups (``vtc.eval.beyond``) too.
 
-    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell.
+    ``costs``: the deterministic figures that ``measure.cost`` gave for each cell; ``credits``: what the answers a
+    question expects would score.
     """
     cells = {name: Cell() for name in names}
     closed: dict[str, dict[str, Any]] = {}
@@ -72,9 +85,10 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
         ):
             tally.add(line)
         if "error" not in line:
-            put(cell.scores, line["row"], line["score"])
+            cell.replies.add(line)
+            cell.calibration.add(line)
             if line["cell"] == UNPATCHED:  # the floor needs no other's
-                cell.votes.setdefault(kind, Counter()).update({normalise(a) for a in line["expected"]})
+                cell.votes.setdefault(kind, Counter()).update(credits(line["expected"]))
     base = cells[UNPATCHED]
     low = floor(base)
     out = {}
@@ -84,21 +98,40 @@ def summarise(lines: Iterable[dict[str, Any]], names: list[str], costs: dict[str
             continue
         figures = cell.whole.figures()
         figures["retention"] = retention(figures["accuracy"], base.whole.figures()["accuracy"], low)
-        figures["change"] = paired_change(cell.scores, base.scores)
+        figures["change"] = paired_change(cell.replies.scores, base.replies.scores)
         figures["types"] = {kind: tally.figures() for kind, tally in sorted(cell.types.items())}
         figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
-        out[name] = figures | {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+        figures |= {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+        out[name] = figures | beyond(cell, base)
     return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
 
 
-def put(column: array[float], row: int, value: float) -> None:
-    """Sets a place of a column that grows."""
-    if row >= len(column):
-        column.extend(repeat(math.nan, row + 1 - len(column)))
-    column[row] = value
+def beyond(cell: Cell, base: Cell) -> dict[str, Any]:
+    """What the accuracy hides: agreement with the unpatched model, calibration, and the types and groups that pay."""
+    types, groups = (
+        subgroups(*({name: tally.figures() for name, tally in each.items()} for each in pair))
+        for pair in ((cell.types, base.types), (cell.groups, base.groups))
+    )
+    return {
+        "agreement": agreement(cell.replies, base.replies),
+        "calibration": cell.calibration.figures(),
+        "subgroups": {"types": types, "groups": groups},
+    }
+
+
+def add_metrics(
+    summary: dict[str, Any],
+    read: Callable[[str], Iterable[dict[str, Any]]],
+    aggregate: Callable[[Iterable[dict[str, Any]]], dict[str, float]],
+) -> None:
+    """The benchmark's own figures under ``metrics`` of each cell that has scores. ``read`` gives a cell's lines,
+    so that no more than one cell's answers are held."""
+    for name, cell in summary["cells"].items():
+        if cell.get("questions"):
+            cell["metrics"] = aggregate(x for x in read(name) if x["cell"] == name and "score" in x)
 
 
 def floor(cell: Cell) -> float:
-    """What a blind answerer reaches: each type's most common accepted answer, always given."""
+    """What a blind answerer reaches: each type's best answer, always given."""
     hits = sum(votes.most_common(1)[0][1] for votes in cell.votes.values() if votes)
     return hits / cell.whole.count if cell.whole.count else 0.0

@@ -13,6 +13,10 @@ HEAD = (
     *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
     *("prefill ms", "speed-up", "KV cache", "GFLOPs"),
 )
+BEYOND = (
+    *("method", "budget", "same answers %", "right to wrong %", "wrong to right %", "confidence %", "ECE %"),
+    *("worst type", "its accuracy %", "its drop", "gap"),
+)
 
 
 def order_key(budget: int | float | None) -> tuple[int, int | float]:
@@ -103,6 +107,37 @@ def type_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["method", "budget", *(kind or f"**{group}**" for group, kind in columns)], rows
 
 
+def figure(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def metric_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The benchmark's own figures, its headline first; names with a slash are left to ``summary.json``."""
+    cells = {name: cell["metrics"] for name, cell in summary["cells"].items() if cell.get("metrics")}
+    columns = list(dict.fromkeys(key for metrics in cells.values() for key in metrics if "/" not in key))
+    rows = [
+        [*split(name), *(number(cells[name].get(key), figure) for key in columns)]
+        for name in summary["order"]
+        if name in cells
+    ]
+    return ["method", "budget", *(f"**{key}**" if n == 0 else key for n, key in enumerate(columns))], rows
+
+
+def beyond_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """What an accuracy hides: a row a cell, the figures of ``BEYOND``."""
+    rows = []
+    for name in summary["order"]:
+        cell = summary["cells"][name]
+        if not cell.get("agreement"):
+            continue
+        agrees, sure, worst = cell["agreement"], cell["calibration"] or {}, cell["subgroups"]["types"]
+        flips = [percent(agrees[key]) for key in ("same", "right_to_wrong", "wrong_to_right")]
+        told = worst["worst"] if worst and worst["gap"] else "-"  # of equals none is the worst
+        kinds = [told, *(percent(worst[key]) for key in ("accuracy", "drop", "gap"))] if worst else ["-"] * 4
+        rows.append([*split(name), *flips, percent(sure.get("confidence")), percent(sure.get("ece")), *kinds])
+    return rows
+
+
 def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers."""
     cells, settings, versions = summary["cells"], summary["settings"], summary["settings"]["versions"]
@@ -131,13 +166,19 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     return out
 
 
-def markdown(summary: dict[str, Any], measured: dict[str, Any]) -> str:
-    """Everything as one Markdown page."""
+def markdown(summary: dict[str, Any], measured: dict[str, Any], more: Sequence[str] = ()) -> str:
+    """Everything as one Markdown page, ``more`` before the notes."""
     parts = [grid(HEAD, main_rows(summary, measured))]
+    head, rows = metric_rows(summary)
+    if rows:
+        own = f"Figures of `{summary['settings']['benchmark']['name']}`, as fractions of 1 or as points:"
+        parts += [own, grid(head, rows)]
     head, rows = type_rows(summary)
     if rows:
         parts += ["Accuracy (%) by question type:", grid(head, rows)]
-    return "\n\n".join([*parts, *notes(summary, measured)]) + "\n"
+    if rows := beyond_rows(summary):
+        parts += ["Beyond accuracy (docs/evaluation.md says what each column is):", grid(BEYOND, rows)]
+    return "\n\n".join([*parts, *more, *notes(summary, measured)]) + "\n"
 
 
 def grid(head: Sequence[str], rows: list[list[str]]) -> str:

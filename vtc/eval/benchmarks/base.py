@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from vtc.errors import DataError
-from vtc.eval.metrics import exact_match
+from vtc.eval.metrics import exact_match, normalise
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Sample:
     """One question. ``images`` is whatever the benchmark's ``pictures`` turns into pictures: nothing is decoded yet.
 
     ``where`` says where the row stands (file:line). A row that cannot be used has ``error``, the reason, and is never
-    asked nor scored. ``type`` and the coarser ``group`` split the tables.
+    asked nor scored. ``type`` and the coarser ``group`` split the tables. ``options``: the texts of options A, B, ...;
+    ``rule``: which of several ways of scoring this question has.
     """
 
     id: str
@@ -30,22 +31,29 @@ class Sample:
     group: str = ""
     where: str = ""
     error: str = ""
+    options: tuple[str, ...] = ()
+    rule: str = ""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A source of samples. ``data``: a file of rows; ``data_dir``: the folder that pictures stay inside; ``limit``:
-    only the first so many samples (None = all)."""
+    """A source of samples. ``data``: a file of rows; ``data_dir``: the folder that pictures stay inside; ``split``:
+    empty for the usual one; ``limit``: only the first so many samples (None = all)."""
 
     name: ClassVar[str] = ""
     frame: ClassVar[str] = "USER: {question} ASSISTANT:"  # for processors without a chat template
     max_new_tokens: ClassVar[int] = 16
+    splits: ClassVar[tuple[str, ...]] = ("test",)  # with answers, the usual one first
+    metric: ClassVar[str] = "exact match"
 
     data: Path | None = None
     data_dir: Path | None = None
-    split: str = "test"
+    split: str = ""
     seed: int = 0
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "split", self.split or self.splits[0])
 
     def samples(self) -> Iterator[Sample]:
         """Every sample, in an order that never changes, streamed."""
@@ -63,6 +71,16 @@ class Benchmark:
     def score(self, answer: str, sample: Sample) -> float:
         """The answer's score in [0, 1]."""
         return exact_match(answer, sample.answers)
+
+    def credits(self, expected: Sequence[str]) -> dict[str, float]:
+        """What giving each of the expected answers would score: from this comes the floor, a blind answerer's score."""
+        return {normalise(answer): 1.0 for answer in expected}
+
+    def aggregate(self, rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+        """Figures of one cell that are not the mean score, the one the field reports first; names with a slash
+        (``random/f1``) stay out of the table. ``rows``: id, type, group, answer, expected and score of every question
+        that has one."""
+        return {}
 
     def count(self) -> int | None:
         """How many samples there are, when that is cheap to know."""

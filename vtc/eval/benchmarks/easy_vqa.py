@@ -25,6 +25,7 @@ class EasyVQA(Benchmark):
 
     name: ClassVar[str] = "easy_vqa"
     max_new_tokens: ClassVar[int] = 8
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
 
     @property
     def file(self) -> Path:

@@ -17,6 +17,7 @@ class Scenes(Benchmark):
 
     name: ClassVar[str] = "scenes"
     max_new_tokens: ClassVar[int] = 4
+    splits: ClassVar[tuple[str, ...]] = ("test", "dev")
 
     def count(self) -> int:
         return 1000 if self.limit is None else self.limit

@@ -1,22 +1,9 @@
-"""Scores and what may be said of them: exact match, standard error, retention, paired change."""
+"""What may be said of scores: standard error, retention, paired change."""
 
 from __future__ import annotations
 
 import math
-import string
-from collections.abc import Sequence
-
-PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise(text: str) -> str:
-    """Lower case, ASCII punctuation deleted, white space collapsed (the exact match of GQA; articles stay)."""
-    return " ".join(text.lower().translate(PUNCTUATION).split())
-
-
-def exact_match(answer: str, expected: Sequence[str]) -> float:
-    """1.0 when the normalised answer equals any of the expected ones, else 0.0."""
-    return float(normalise(answer) in {normalise(e) for e in expected})
+from typing import Any
 
 
 def standard_error(mean: float, mean_square: float, count: int) -> float:
@@ -31,10 +18,10 @@ def retention(accuracy: float, full: float, floor: float) -> float:
     return (accuracy - floor) / (full - floor) if full > floor else math.nan
 
 
-def paired_change(scores: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
-    """``(mean, low, high)`` of score - base over the questions (by place; NaN = not answered) both have answered: the
-    mean change and its 95 % interval by the percentile bootstrap over questions (2,000 resamples, a fixed seed). NaN
-    without such a question.
+def paired_change(scores: Any, base: Any) -> tuple[float, float, float]:
+    """``(mean, low, high)`` of score - base (two lists or arrays) over the questions (by place; NaN = not answered)
+    both have answered: the mean change and its 95 % interval by the percentile bootstrap over questions (2,000
+    resamples, a fixed seed). NaN without such a question.
 
     A resample of n questions is drawn as how often each of the different changes comes (multinomial), which is the
     same distribution: of scores with few values millions of questions take no time, and their order does not matter.

@@ -1,0 +1,81 @@
+"""What the commands share: options, errors as one line, the table of a run."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtc.errors import VTCError
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+Model = Annotated[str, typer.Option(help="A model folder, or a model id of the hub.")]
+DType = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as saved (float32 on a CPU).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
+Attn = Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2, or auto.")]
+Data = Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")]
+Benchmarks = Annotated[
+    str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")]
+
+
+def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Errors as one line and an exit code: 1 for data and models, 2 for a refused run folder, 130 for Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return command(*args, **options)
+        except KeyboardInterrupt:
+            typer.echo(f"\nstopped; nothing is lost. To go on: {resume_command()}", err=True)
+            raise typer.Exit(130) from None
+        except (ValueError, OSError) as error:
+            if options.get("debug"):
+                raise
+            hint = "" if isinstance(error, VTCError) else " (--debug shows where)"
+            typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
+            raise typer.Exit(2 if type(error).__name__ == "RunRefused" else 1) from None
+
+    return run
+
+
+def resume_command() -> str:
+    """The command that was given, without ``--overwrite``, which would start over."""
+    ranks = os.environ.get("WORLD_SIZE")
+    start = ["torchrun", "--nproc_per_node", ranks, "-m", "vtc.cli"] if ranks else ["vtc"]
+    return shlex.join([*start, *(a for a in sys.argv[1:] if a != "--overwrite")])
+
+
+def sources(data: Path | None, benchmarks: str, data_dir: Path | None, **options: Any) -> list[Any]:
+    """The benchmarks that are asked: your own file, or those that are named."""
+    if bool(data) == bool(benchmarks):
+        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    from vtc.eval import suite
+    from vtc.eval.benchmarks import reader
+
+    return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
+
+
+def tell(results: Any) -> None:
+    """The table, and where everything is."""
+    from rich.console import Console
+
+    from vtc.eval import tables
+
+    wide = Console(width=None if sys.stdout.isatty() else 120)
+    wide.print(tables.terminal(results.summary, results.measured))
+    for note in tables.notes(results.summary, results.measured):
+        wide.print(note, style="dim", markup=False, highlight=False)
+    made = sorted(p.name for p in results.folder.iterdir() if not p.name.startswith("."))
+    typer.echo(f"{results.folder}: {', '.join(made)}")

@@ -1,0 +1,133 @@
+"""Where rows come from, streamed: parquet, JSON lines or TSV files, or the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from vtc.errors import DataError, VTCError
+from vtc.eval.benchmarks.base import hash_file
+from vtc.eval.benchmarks.forms import Row
+
+BATCH = 16  # rows of a parquet file in memory at once
+TAIL = 65536  # bytes; the end of a parquet file holds its schema and where everything is
+
+
+def split_files(folder: Path, config: str, split: str) -> list[Path]:
+    """The parquet files (or JSON lines) of a split, as the hub lays them out: ``config/``, ``data/`` or the folder
+    itself, ``split-00000-of-00002.parquet`` or ``split.parquet``. Raises ``DataError`` when there are none, or when
+    one of several is missing."""
+    for place in (folder / config, folder / "data", folder):
+        for suffix in (".parquet", ".jsonl"):
+            pattern = re.compile(rf"{re.escape(split)}(-\d+-of-(\d+))?{re.escape(suffix)}")
+            found = sorted(p for p in place.glob(f"{split}*") if pattern.fullmatch(p.name))
+            of = {int(m[2] or 1) for p in found if (m := pattern.fullmatch(p.name))}
+            if found and of != {len(found)}:
+                raise DataError(f"{place} has {len(found)} of {max(of)} {split} files; download the others too")
+            if found:
+                return found
+    raise DataError(
+        f"{folder} has no {split}.parquet and no {split}-00000-of-....parquet, nor have its folders {config} and data; "
+        "download the files there, or give the right --data-dir"
+    )
+
+
+def read_files(files: Sequence[Path]) -> Iterator[Row]:
+    """Rows of parquet or JSON lines files, one after the other; pictures stay encoded."""
+    for file in files:
+        yield from parquet_rows(file) if file.suffix == ".parquet" else json_rows(file)
+
+
+def parquet_rows(file: Path) -> Iterator[Row]:
+    """By pyarrow, which holds a row group; datasets held several (0.9 against 0.25 GB for rows of 0.4 MB)."""
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise VTCError("parquet files need pyarrow, which comes with datasets; pip install 'vtc-vlm[eval]'") from None
+    try:
+        with ParquetFile(file, pre_buffer=False) as table:
+            for batch in table.iter_batches(batch_size=BATCH, use_threads=False):
+                yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
+        raise DataError(f"{file} cannot be read as parquet ({brief(error)}); download it again") from None
+
+
+def json_rows(file: Path) -> Iterator[Row]:
+    """A JSON object a line."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise DataError(f"{file}:{number}: a {type(row).__name__}; expected an object a line")
+                    yield row
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); give the right --data-dir") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON lines ({brief(error)}); download it again") from None
+
+
+def tsv_rows(file: Path) -> Iterator[Row]:
+    """Rows of a TSV file, every value a text, an empty one None."""
+    try:
+        import pandas
+    except ImportError:
+        raise VTCError("TSV files need pandas, which comes with datasets; pip install 'vtc-vlm[eval]'") from None
+    try:
+        with pandas.read_csv(file, sep="\t", dtype=str, keep_default_na=False, chunksize=BATCH) as chunks:
+            for chunk in chunks:
+                for row in chunk.to_dict("records"):
+                    yield {str(key): value or None for key, value in row.items()}
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise DataError(f"{file} cannot be read as TSV ({brief(error)}); give a file of tab-separated values") from None
+
+
+def find_hub(names: Sequence[str]) -> tuple[str, str]:
+    """The first of ``names`` that the hub has, and its newest revision. Raises ``DataError``."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for name in names:
+        try:
+            return name, str(HfApi().dataset_info(name).sha)
+        except RepositoryNotFoundError:
+            continue
+        except Exception as error:  # no network, a proxy, a server's error
+            raise DataError(
+                f"the hub cannot be asked for {name} ({brief(error)}); download it once and give --data-dir"
+            ) from None
+    raise DataError(f"the hub has none of {', '.join(names)}; give the name of the data set, or --data-dir")
+
+
+def hub_rows(name: str, revision: str, config: str, split: str) -> Iterator[Row]:
+    """Rows of a split, streamed from the hub; pictures stay encoded."""
+    try:
+        import datasets
+    except ImportError:
+        raise VTCError("the hub's data sets need the library datasets; pip install 'vtc-vlm[eval]'") from None
+    try:
+        yield from datasets.load_dataset(name, config, split=split, revision=revision, streaming=True).decode(False)
+    except Exception as error:  # pyarrow, fsspec and the hub raise dozens of kinds
+        raise DataError(f"{name} ({config}, {split}) cannot be read from the hub ({brief(error)})") from None
+
+
+def stamp(file: Path) -> str:
+    """A file's name, size and hash; of a parquet file, which may be huge, a hash of its end."""
+    if file.suffix != ".parquet":
+        return f"{file.name} {hash_file(file)}"
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            stream.seek(max(size - TAIL, 0))
+            return f"{file.name} {size} {blake2b(stream.read(), digest_size=16).hexdigest()}"
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); give an existing file") from None
+
+
+def brief(error: BaseException) -> str:
+    """The kind and the first words of an error."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
