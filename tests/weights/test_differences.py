@@ -98,7 +98,16 @@ def test_a_zero_difference_stays_zero():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(bands=()), dict(bands=((5, 2),)), dict(bands=((8, 0),)), dict(payload=0), dict(payload=99), dict(group=-1)],
+    [
+        dict(bands=()),
+        dict(bands=7),
+        dict(bands=(8, 2)),
+        dict(bands=((5, 2),)),
+        dict(bands=((8, 0),)),
+        dict(payload=0),
+        dict(payload=99),
+        dict(group=-1),
+    ],
 )
 def test_malformed_options_are_refused(options):
     with pytest.raises(WeightsError):

@@ -39,7 +39,10 @@ class DeltaCoMe(Pass):
     name = "deltacome"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bands", tuple((bits, count) for bits, count in self.bands))
+        try:
+            object.__setattr__(self, "bands", tuple((bits, count) for bits, count in self.bands))
+        except (TypeError, ValueError):
+            raise WeightsError(f"bands are pairs like ((8, 2), (2, None)), not {self.bands!r}") from None
         check_group(self.group)
         for bits, count in self.bands:
             check_bits(bits)
