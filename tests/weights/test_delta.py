@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import vtc
 from tests import zoo
 from vtc.errors import CheckpointError, UnknownName, WeightsError
 from vtc.weights.delta import difference, merge, parameters_sha256
@@ -125,6 +126,22 @@ def test_using_restores_what_was_in_use_also_after_an_error(base, delta):
     assert deltas.current == "a" and list(deltas) == ["a", "b"]
     assert deltas.bytes == 2 * delta.bytes
     deltas.remove()
+
+
+@pytest.mark.parametrize("recipe", ["bitdelta", "deltacome:payload=4.0:group=32"])
+def test_a_bfloat16_base_under_a_token_patch(base, tuned, prompts, recipe):
+    small, large = copy.deepcopy(base).bfloat16(), copy.deepcopy(tuned[0]).bfloat16()
+    before = state(small)
+    prompts = [{k: v.bfloat16() if v.is_floating_point() else v for k, v in p.items()} for p in prompts]
+    made = difference(small, large, recipe, prompts, progress=False)
+    assert {change.dtype for change in made.layers.values()} == {torch.bfloat16}
+    deltas = Deltas(small)
+    deltas.add("a", made)
+    whole = merge(copy.deepcopy(small), made)
+    with vtc.patched(small, "divprune", budget=0.5), vtc.patched(whole, "divprune", budget=0.5), deltas.using("a"):
+        got, wanted = logits(small, prompts[0]), logits(whole, prompts[0])
+    assert (got - wanted).norm() < 0.05 * wanted.norm()
+    assert same(state(small), before)
 
 
 def test_untouched_parameters_are_not_stored(base, prompts):
