@@ -218,6 +218,9 @@ def test_models_that_do_not_match_are_refused(base, tuned, prompts):
         difference(base, tuned[0], "deltacome", progress=False)
     with pytest.raises(WeightsError, match="calibration is empty"):
         difference(base, tuned[0], "deltacome", [], progress=False)
+    with pytest.raises(WeightsError, match="by_layer names 'nothing'"):
+        recipe = dict(passes=["bitdelta"], by_layer={"nothing": ["bitdelta"]})
+        difference(base, tuned[0], recipe, progress=False)
     broken = copy.deepcopy(tuned[0])
     broken.get_parameter("model.language_model.layers.0.mlp.up_proj.weight")[0, 0] = float("nan")
     with pytest.raises(WeightsError, match="layers.0.mlp.up_proj: .*not finite"):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from vtc.errors import CheckpointError, WeightsError
 from vtc.models import family_of
-from vtc.weights.compress import in_order, weighed
+from vtc.weights.balance import weigher
+from vtc.weights.compress import in_order
 from vtc.weights.gram import Gram
-from vtc.weights.passes.base import Candidate
+from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import layers_of
 from vtc.weights.terms import Tensors, Term
@@ -99,18 +100,20 @@ def difference(
         raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
     changed = _changed(base, tuned)
     family = family_of(tuned)
-    chosen = {
-        name: layer
-        for name, layer in layers_of(tuned, family, recipe.include, recipe.skip).items()
-        if isinstance(layer, nn.Linear) and f"{name}.weight" in changed
-    }
+    found = layers_of(tuned, family, recipe.include, recipe.skip)
+    for name, _ in recipe.by_layer:
+        if name not in found:
+            raise WeightsError(f"by_layer names {name!r}, which is not among the {len(found)} layers of this model")
+    chosen = {n: layer for n, layer in found.items() if isinstance(layer, nn.Linear) and f"{n}.weight" in changed}
     walk = Walk(tuned, calibration or []) if recipe.needs_gram else None
+    weigh = None if walk is None else weigher(recipe.buckets, walk)
     layers: dict[str, Change] = {}
     for block, inside in tqdm(in_order(tuned, family, chosen), desc="deltas", unit="block", disable=not progress):
         seen = {} if walk is None else walk.see(block, inside)
         for name, layer in inside.items():
-            gram = weighed(seen[name], recipe) if seen else None
-            layers[name] = _fitted(name, base.get_parameter(f"{name}.weight"), layer.weight, gram, recipe)
+            gram = None if weigh is None else weigh(block, seen[name])
+            passes = recipe.passes_for(name)
+            layers[name] = _fitted(name, base.get_parameter(f"{name}.weight"), layer.weight, gram, passes)
         if walk is not None and isinstance(block, int):
             walk.step(block)
     whole = {k: tuned.get_parameter(k).detach().clone() for k in changed if k.removesuffix(".weight") not in layers}
@@ -119,11 +122,11 @@ def difference(
 
 
 @torch.no_grad()
-def _fitted(name: str, base: Tensor, tuned: Tensor, gram: Gram | None, recipe: Recipe) -> Change:
+def _fitted(name: str, base: Tensor, tuned: Tensor, gram: Gram | None, passes: tuple[Pass, ...]) -> Change:
     change = tuned.float() - base.to(tuned.device).float()
     candidate = Candidate(change, gram or Gram.empty(1), base.dtype)
     try:
-        for each in recipe.passes:
+        for each in passes:
             candidate = each.fit(candidate)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
