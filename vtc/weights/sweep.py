@@ -86,6 +86,13 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
     return Swept(values, codes, scale, zero, mask)
 
 
+def sweep_ordered(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> tuple[Swept, Tensor]:
+    """The same through the columns with the largest moment first ("act-order"), and that order ``[D]``. The columns and
+    the groups of what is returned stand in it."""
+    order = moment.diagonal().argsort(descending=True, stable=True)
+    return sweep(weight[:, order], moment[order][:, order], dead[order], rule), order
+
+
 def _above(score: Tensor, sparsity: float) -> Tensor:
     """True where ``score`` exceeds its ``sparsity`` quantile; one more than that share goes, as its authors do."""
     ordered = score.flatten().sort().values
