@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -68,7 +69,11 @@ def test_cut_at_every_length(tiny):
     archive(tiny / "in", tiny / "m.vtcz")
     content = (tiny / "m.vtcz").read_bytes()
     assert outcome(tiny, content) == contents(tiny / "in")
-    assert [n for n in range(len(content)) if outcome(tiny, content[:n]) is not None] == []
+    (tiny / "bad.vtcz").write_bytes(content)
+    for length in reversed(range(len(content))):
+        os.truncate(tiny / "bad.vtcz", length)
+        with pytest.raises(CheckpointError):
+            unarchive(tiny / "bad.vtcz", tiny / "out")
     assert outcome(tiny, content + b"\0") is None
 
 
@@ -124,8 +129,10 @@ LIES = {
     "a name that is a number": lambda i: part(i).update(name=3),
     "another hash": lambda i: part(i).update(sha256="0" * 64),
     "a hash that is none": lambda i: part(i).update(sha256="Z" * 64),
-    "a difference from nothing": lambda i: part(i).update(beside=True),
-    "a difference from a folder that is not there": lambda i: (part(i).update(beside=True), i.update(beside="0" * 64)),
+    "a difference from nothing": lambda i: part(i).update(beside=[]),
+    "a difference from a folder that is not there": lambda i: (part(i).update(beside=[]), i.update(beside="0" * 64)),
+    "a difference from a number": lambda i: (part(i).update(beside=[7]), i.update(beside="0" * 64)),
+    "a difference that is said, and none there": lambda i: i.update(beside="0" * 64),
     "a tensor left out": lambda i: weights(i)["parts"].remove(part(i)),
     "tensors in another order": lambda i: weights(i)["parts"].insert(1, weights(i)["parts"].pop(2)),
     "no parts": lambda i: other(i).update(parts=[]),
@@ -181,7 +188,7 @@ def test_forging_alone_changes_nothing(tiny):
 def bomb(declared: int, frame: bytes) -> bytes:
     """An archive of one file of ``declared`` bytes whose only frame is ``frame``."""
     stored = planes.LENGTH.pack(len(frame)) + frame
-    piece = dict(name="", dtype="U8", shape=[declared], raw=declared, stored=len(stored), sha256="0" * 64, beside=False)
+    piece = dict(name="", dtype="U8", shape=[declared], raw=declared, stored=len(stored), sha256="0" * 64, beside=None)
     index = dict(schema=1, files=[dict(path="a", tensors=False, parts=[piece])], weights_sha256="0" * 64, beside=None)
     return resealed(stored, json.dumps(index).encode())
 

@@ -25,7 +25,8 @@ HASH = re.compile("[0-9a-f]{64}")
 class Part:
     """Bytes of a file: a tensor, or (without a name) the head of a safetensors file or all of another file.
 
-    ``raw`` bytes are stored in ``stored``; ``beside``: as the difference from an approximation; ``sha256`` of the raw.
+    ``raw`` bytes are stored in ``stored``; ``sha256`` is of the raw ones. ``beside``: they are stored as the difference
+    from what these terms (as JSON holds them; none: the tensor of the same name) make in another checkpoint.
     """
 
     name: str
@@ -34,17 +35,20 @@ class Part:
     raw: int
     stored: int
     sha256: str
-    beside: bool
+    beside: tuple[Any, ...] | None
 
     @classmethod
     def read(cls, written: Any, where: str) -> Part:
         fields = _fields(written, cls, where)
-        fields["shape"] = tuple(fields["shape"]) if isinstance(fields["shape"], list) else fields["shape"]
+        for key in ("shape", "beside"):
+            fields[key] = tuple(fields[key]) if isinstance(fields[key], list) else fields[key]
         part = cls(**fields)
         where = f"{where}: {str(part.name)[:200]!r}"
         size = tensor_bytes(part.dtype, part.shape, where)
-        if not isinstance(part.name, str) or type(part.beside) is not bool or not is_size(part.stored):
-            raise CheckpointError(f"{where} has a name, size or flag of the wrong type")
+        if not isinstance(part.name, str) or not is_size(part.stored):
+            raise CheckpointError(f"{where} has a name or a size of the wrong type")
+        if part.beside is not None and not _are_objects(part.beside):
+            raise CheckpointError(f"{where} is stored beside something that is no list of terms")
         if part.raw != size or not is_size(part.raw):
             raise CheckpointError(f"{where} declares {part.raw} bytes, its dtype and shape make {size}")
         if part.stored < least_stored(size, part.dtype) or (size == 0) != (part.stored == 0):
@@ -71,7 +75,7 @@ class File:
         parts = tuple(Part.read(part, f"{where}: {path}") for part in fields["parts"])
         if not parts or (len(parts) > 1 and not fields["tensors"]):
             raise CheckpointError(f"{where}: {path} has {len(parts)} parts")
-        if parts[0].name or parts[0].dtype != "U8" or parts[0].beside:
+        if parts[0].name or parts[0].dtype != "U8" or parts[0].beside is not None:
             raise CheckpointError(f"{where}: the first part of {path} is not plain bytes")
         return cls(path, fields["tensors"], parts)
 
@@ -119,7 +123,7 @@ class Index:
         files = tuple(File.read(file, where) for file in fields["files"])
         _apart([file.path for file in files], where)
         index = cls(files, fields["weights_sha256"], fields["beside"])
-        if any(part.beside for part in index.parts) != (index.beside is not None):
+        if any(part.beside is not None for part in index.parts) != (index.beside is not None):
             raise CheckpointError(f"{where}: the approximation that parts are stored beside is not named, or needless")
         return index
 
@@ -144,6 +148,10 @@ def _apart(paths: list[str], where: str) -> None:
     folders = {path[:at] for path in paths for at, letter in enumerate(path) if letter == "/"}
     if len(taken) != len(paths) or taken & folders:
         raise CheckpointError(f"{where}: two files are called {sorted(taken & folders)[:1] or 'the same'}")
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, dict) for each in value)
 
 
 def _fields(written: Any, kind: Any, where: str) -> dict[str, Any]:

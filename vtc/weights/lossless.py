@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vtc.errors import CheckpointError
+from vtc.weights.differences import decode_beside, encode_beside
 from vtc.weights.index import File, Index, Part, safe_path
 from vtc.weights.planes import Bytes, chunks, decode, encode
 from vtc.weights.tensorfile import Place, read_head
@@ -30,7 +31,9 @@ PREFIX = struct.Struct("<8sQQ32s")
 LONGEST = 100_000_000  # bytes of an index
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-Approximation = Callable[[Place], Bytes | None]  # the bytes that a tensor is about, in its own dtype; None: not known
+Terms = tuple[Any, ...]
+Guess = Callable[[Place], tuple[Terms, Bytes] | None]  # what a tensor is about: terms, and the bytes they make
+Approximation = Callable[[Place, Terms], Bytes | None]  # those bytes again, from the terms
 
 
 def archive(source: str | os.PathLike, path: str | os.PathLike) -> Index:
@@ -55,17 +58,17 @@ def unarchive(path: str | os.PathLike, folder: str | os.PathLike) -> Path:
     return extract(Path(path), Path(folder))
 
 
-def store(source: Path, path: Path, approximation: Approximation | None = None, beside: str | None = None) -> Index:
-    """``archive``; each tensor that ``approximation`` knows is stored as its difference where that is shorter.
-    ``beside``: the hash of what it approximates with."""
+def store(source: Path, path: Path, guess: Guess | None = None, beside: str | None = None) -> Index:
+    """``archive``; a tensor is stored as its difference from ``guess`` where that is shorter. ``beside``: the hash of
+    the weights that ``guess`` is made of."""
     files = listing(source)
     if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
         raise CheckpointError(f"{path} is inside {source}, which it would hold; write the archive beside the folder")
     with published(path) as temporary, temporary.open("wb") as out:
         out.write(bytes(PREFIX.size))
         weights = hashlib.sha256()
-        stored = tuple(_store_file(name, file, out, weights, approximation) for name, file in files)
-        used = any(part.beside for file in stored for part in file.parts)
+        stored = tuple(_store_file(name, file, out, weights, guess) for name, file in files)
+        used = any(part.beside is not None for file in stored for part in file.parts)
         index = Index(stored, weights.hexdigest(), beside if used else None)
         text, end = index.written(), out.tell()
         if len(text) > LONGEST:
@@ -167,42 +170,42 @@ def published(path: Path, is_folder: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _store_file(name: str, file: Path, out: BinaryIO, weights, approximation: Approximation | None) -> File:  # type: ignore[no-untyped-def]
+def _store_file(name: str, file: Path, out: BinaryIO, weights: Any, guess: Guess | None) -> File:
     tensors = name.endswith(".safetensors")
     head, places = read_head(file) if tensors else (b"", [])
-    if tensors:
-        weights.update(name.encode())
+    weights = weights if tensors and "/" not in name else hashlib.sha256()  # those below are not hashed
+    weights.update(name.encode())
     size = len(head) or file.stat().st_size
     parts = [Place("", "U8", (size,), size), *places]
     with file.open("rb") as stream:
-        stored = tuple(_store_part(part, stream, out, weights if tensors else None, approximation) for part in parts)
+        stored = tuple(_store_part(part, stream, out, weights, guess) for part in parts)
         if stream.read(1):
             raise CheckpointError(f"{file} grew while it was read; archive it when nothing writes to it")
     return File(name, tensors, stored)
 
 
-def _store_part(place: Place, stream: BinaryIO, out: BinaryIO, weights, approximation: Approximation | None) -> Part:  # type: ignore[no-untyped-def]
-    """Code one part. Beside an approximation both codings are held until the shorter is known."""
+def _store_part(place: Place, stream: BinaryIO, out: BinaryIO, weights: Any, guess: Guess | None) -> Part:
+    """Code one part; beside a guess, both ways."""
     digest = hashlib.sha256()
-    about = approximation(place) if approximation and place.name else None
+    terms, about = (guess(place) if guess and place.name else None) or (None, None)
     start, plain, beside = out.tell(), 0, list[bytes]()
     for at, size in chunks(place.size):
         content = stream.read(size)
         if len(content) != size:
             raise CheckpointError(f"{stream.name} shrank while it was read; archive it when nothing writes to it")
         digest.update(content)
-        if weights is not None:
-            weights.update(content)
+        weights.update(content)
         raw = np.frombuffer(content, np.uint8)
         plain += out.write(encode(raw, place.dtype))
         if about is not None:
-            beside.append(encode(raw ^ about[at : at + size], place.dtype))
-    shorter = about is not None and sum(map(len, beside)) < plain
-    if shorter:
+            beside.append(encode_beside(raw, about[at : at + size], place.dtype))
+    if sum(map(len, beside)) < plain and about is not None:
         out.seek(start)
         out.truncate()
-        plain = sum(out.write(chunk) for chunk in beside)
-    return Part(place.name, place.dtype, place.shape, place.size, plain, digest.hexdigest(), shorter)
+        stored = sum(out.write(chunk) for chunk in beside)
+    else:
+        terms, stored = None, plain
+    return Part(place.name, place.dtype, place.shape, place.size, stored, digest.hexdigest(), terms)
 
 
 def _extract_file(file: File, stream: BinaryIO, target: Path, approximation: Approximation | None) -> None:
@@ -220,14 +223,17 @@ def _extract_file(file: File, stream: BinaryIO, target: Path, approximation: App
 def _extract_part(part: Part, stream: BinaryIO, out: BinaryIO, approximation: Approximation | None) -> None:
     digest = hashlib.sha256()
     about = None
-    if part.beside:
-        about = approximation(Place(part.name, part.dtype, part.shape, part.raw)) if approximation else None
+    if part.beside is not None:
+        place = Place(part.name, part.dtype, part.shape, part.raw)
+        about = approximation(place, part.beside) if approximation else None
         if about is None or len(about) != part.raw:
             raise CheckpointError(f"{part.name} is stored as a difference from a tensor that is not there")
     start = stream.tell()
     for at, size in chunks(part.raw):
-        raw = decode(stream, size, part.dtype)
-        raw = raw if about is None else raw ^ about[at : at + size]
+        if about is None:
+            raw = decode(stream, size, part.dtype)
+        else:
+            raw = decode_beside(stream, about[at : at + size], part.dtype)
         digest.update(raw.data)
         out.write(raw.data)
     if stream.tell() - start != part.stored:
