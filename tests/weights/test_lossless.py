@@ -228,7 +228,11 @@ def test_bad_sources_and_targets_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         unarchive(tmp_path / "nowhere.vtcz", tmp_path / "out")
     os.mkfifo(source / "pipe")
-    with pytest.raises(CheckpointError, match="no file"):
+    with pytest.raises(CheckpointError, match="pipe is neither a file"):
+        archive(source, tmp_path / "other.vtcz")
+    (source / "pipe").unlink()
+    (source / "elsewhere").symlink_to(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="elsewhere is neither a file"):
         archive(source, tmp_path / "other.vtcz")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "m.vtcz", "none"]
 

@@ -129,10 +129,11 @@ class Index:
 
 
 def safe_path(path: Any, where: str) -> str:
-    """A relative path with / between names, none of them empty, . or .. Raises ``CheckpointError``."""
-    names = path.split("/") if isinstance(path, str) else [""]
+    """A relative path with / between at most 32 names, none empty, . or .. Raises ``CheckpointError``."""
+    path = path if isinstance(path, str) else ""
+    names = path.split("/")
     try:
-        long = any(len(os.fsencode(name)) > 255 for name in names)
+        long = len(names) > 32 or len(path) > 1000 or any(len(os.fsencode(name)) > 255 for name in names)
     except UnicodeEncodeError:
         long = True
     if long or any(name in ("", ".", "..") or set(name) & set("\\:\0") for name in names):

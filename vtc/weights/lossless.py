@@ -85,10 +85,13 @@ def listing(source: Path) -> list[tuple[str, Path]]:
         return [(safe_path(source.name, str(source)), source)]
     if not source.is_dir():
         raise CheckpointError(f"{source} is neither a file nor a folder")
-    found = sorted(path for path in source.rglob("*") if not path.is_dir())
-    strange = [str(path) for path in found if not path.is_file()]
+    found = sorted(path for path in source.rglob("*") if path.is_symlink() or not path.is_dir())
+    strange = [str(path) for path in found if not path.is_file()]  # links to folders among them
     if strange or not found:
-        raise CheckpointError(f"{source}: {strange[0]} is no file" if strange else f"{source} holds no file")
+        reason = (
+            f"{strange[0]} is neither a file nor a folder of its own; take it out" if strange else "it holds no file"
+        )
+        raise CheckpointError(f"{source} cannot be archived: {reason}")
     return [(safe_path(path.relative_to(source).as_posix(), str(source)), path) for path in found]
 
 
