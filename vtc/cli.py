@@ -6,6 +6,7 @@ import os
 
 import typer
 
+from vtc.commands.archive import archive, restore, unarchive
 from vtc.commands.benchmarks import list_benchmarks
 from vtc.commands.demo import demo
 from vtc.commands.doctor import doctor
@@ -50,6 +51,9 @@ app.command("benchmarks")(list_benchmarks)
 app.command()(show)
 app.command()(sensitivity)
 app.command()(export)
+app.command()(archive)
+app.command()(unarchive)
+app.command()(restore)
 app.command()(doctor)
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 FOLDER = Path(__file__).parents[3] / "shared" / "golden" / "weights"
 
 
-def arrays(name: str) -> dict[str, Tensor]:
-    """The arrays of one file, as tensors."""
+def arrays(name: str | None) -> dict[str, Tensor]:
+    """The arrays of one file, as tensors; none where an item has no such file."""
+    if name is None:
+        return {}
     with np.load(FOLDER / name) as found:
         return {key: torch.from_numpy(found[key]) for key in found.files}
 
