@@ -49,6 +49,11 @@ class Candidate:
         return self.weight - replace(self, matrix=None).approximation
 
     @property
+    def for_matrix(self) -> Tensor:
+        """``[O, D]``: what the matrix is to hold: ``beside_matrix``, 0 where the layer's mask prunes."""
+        return self.beside_matrix if self.mask is None else self.beside_matrix * self.mask
+
+    @property
     def rest(self) -> Tensor:
         """``[O, D]``: what no part has taken yet."""
         return self.weight - self.approximation

@@ -26,7 +26,7 @@ class RTN(Pass):
         check_group(self.group)
 
     def fit(self, layer: Candidate) -> Candidate:
-        weight = layer.beside_matrix if layer.mask is None else layer.beside_matrix * layer.mask
+        weight = layer.for_matrix
         width = weight.shape[1]
         groups = grids.grouped(weight, self.group)
         scale, zero = grids.grid(groups, self.bits, self.symmetric, layer.dtype)
