@@ -26,9 +26,7 @@ class RTN(Pass):
         check_group(self.group)
 
     def fit(self, layer: Candidate) -> Candidate:
-        weight = layer.for_matrix
-        width = weight.shape[1]
-        groups = grids.grouped(weight, self.group)
-        scale, zero = grids.grid(groups, self.bits, self.symmetric, layer.dtype)
-        codes = grids.to_codes(groups, scale[..., None], zero[..., None], self.bits).flatten(1)[:, :width]
+        codes, scale, zero = grids.round_to_nearest(
+            layer.for_matrix, self.bits, self.group, self.symmetric, layer.dtype
+        )
         return as_ints(layer, codes, scale, None if self.symmetric else zero, self.bits, self.group)
