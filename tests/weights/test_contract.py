@@ -1,11 +1,12 @@
 """What every pass over one layer owes, on good layers and bad ones."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from tests.weights.layers import inputs, layer
+from vtc.errors import WeightsError
 from vtc.weights.codec import CompressedLinear
 from vtc.weights.gram import Gram
 from vtc.weights.passes import registry
@@ -75,3 +76,18 @@ def test_a_pruned_weight_stays_pruned(name):
 def test_the_same_twice(name):
     one, other = (registry[name]().fit(layer()) for _ in range(2))
     assert torch.equal(one.approximation, other.approximation) and one.bytes == other.bytes
+
+
+@pytest.mark.parametrize("name", registry)
+def test_a_flag_that_is_a_word_is_refused(name):
+    flags = [f.name for f in fields(registry[name]) if isinstance(f.default, bool)]
+    for flag in flags:
+        with pytest.raises(WeightsError, match=f"{flag} must be true or false"):
+            registry[name](**{flag: "no"})
+
+
+@pytest.mark.parametrize("name", [name for name in registry if not registry[name].needs_gram])
+def test_a_pass_that_needs_no_calibration_looks_at_none(name):
+    given = layer()
+    without = registry[name]().fit(replace(given, gram=Gram.empty(1)))
+    assert torch.equal(without.approximation, registry[name]().fit(given).approximation)

@@ -69,6 +69,9 @@ def test_then_rounding_keeps_the_mask():
         dict(pattern="4:2"),
         dict(pattern="half"),
         dict(pattern="0:4"),
+        dict(pattern="dense"),
+        dict(pattern=24),
+        dict(pattern=""),
     ],
 )
 def test_absurd_options(name, options):

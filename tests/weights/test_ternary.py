@@ -11,7 +11,7 @@ from vtc.weights.gram import Gram
 from vtc.weights.packing import unpack_trits
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import Candidate
-from vtc.weights.passes.int8 import vectorwise
+from vtc.weights.passes.llm_int8 import vectorwise
 
 
 @pytest.mark.parametrize("case, inputs, wanted", cases("bitnet"))

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.weights.layouts import n_of_m
 from vtc.weights.masks import highest
 from vtc.weights.passes._matrix import as_floats
-from vtc.weights.passes.base import Candidate, Pass, check_share
+from vtc.weights.passes.base import Candidate, Pass, check_pattern, check_share
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class ByScore(Pass):
 
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
-        if self.pattern:
-            n_of_m(self.pattern)
+        check_pattern(self.pattern)
 
     def score(self, weight: Tensor, layer: Candidate) -> Tensor:
         """``[O, D]``, at least 0: how much each of ``weight [O, D]`` matters."""

@@ -12,7 +12,7 @@ from vtc.weights import grids
 from vtc.weights.gram import Gram
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
 
 STEPS = 20  # of the search over exponents, and of the one over clipping limits, which ends half way
 
@@ -36,6 +36,7 @@ class AWQ(Pass):
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_group(self.group)
+        check_flag("clip", self.clip)
 
     def fit(self, layer: Candidate) -> Candidate:
         weight = layer.for_matrix

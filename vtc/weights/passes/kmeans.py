@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from vtc.weights.gram import Gram
 from vtc.weights.packing import pack
 from vtc.weights.passes import register
-from vtc.weights.passes.base import Candidate, Pass, check_bits
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag
 from vtc.weights.terms import Codebook
 
 ROUNDS = 200  # 16 values are settled after about 100, 256 values after about 40
@@ -32,6 +32,7 @@ class KMeans(Pass):
 
     def __post_init__(self) -> None:
         check_bits(self.bits, tuple(range(1, 9)))
+        check_flag("rows", self.rows)
 
     def fit(self, layer: Candidate) -> Candidate:
         weight, mask = layer.for_matrix, layer.mask

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vtc.weights import grids
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
 
 
 @register("rtn")
@@ -24,6 +24,7 @@ class RTN(Pass):
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_group(self.group)
+        check_flag("symmetric", self.symmetric)
 
     def fit(self, layer: Candidate) -> Candidate:
         codes, scale, zero = grids.round_to_nearest(

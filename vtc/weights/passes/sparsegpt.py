@@ -8,7 +8,7 @@ from vtc.weights.gram import DAMP
 from vtc.weights.layouts import n_of_m, value_shape
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_floats, as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group, check_share
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group, check_pattern, check_share
 from vtc.weights.sweep import Rule, sweep
 
 
@@ -29,10 +29,10 @@ class SparseGPT(Pass):
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
         check_group(self.group)
+        check_flag("symmetric", self.symmetric)
         if self.bits:
             check_bits(self.bits)
-        if self.pattern:
-            n_of_m(self.pattern)
+        check_pattern(self.pattern)
 
     def fit(self, layer: Candidate) -> Candidate:
         pattern = n_of_m(self.pattern) if self.pattern else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.weights.passes import register
-from vtc.weights.passes.base import Candidate, Pass
+from vtc.weights.passes.base import Candidate, Pass, check_flag
 from vtc.weights.terms import Trits
 
 LEAST_SCALE = 1e-5
@@ -26,6 +26,9 @@ class Ternary(Pass):
     rows: bool = False
     name = "ternary"
     needs_gram = False
+
+    def __post_init__(self) -> None:
+        check_flag("rows", self.rows)
 
     def fit(self, layer: Candidate) -> Candidate:
         trits, scale = absmean(layer.for_matrix, layer.mask, self.rows)

@@ -14,9 +14,9 @@ from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.terms import Columns
 
 
-@register("int8")
+@register("llm_int8")
 @dataclass(frozen=True)
-class Int8(Pass):
+class LLMInt8(Pass):
     """Columns whose input reached ``threshold`` in calibration stay floats (0: none do); the rest is int8 with a scale
     for every output row.
 
@@ -26,7 +26,7 @@ class Int8(Pass):
     """
 
     threshold: float = 6.0
-    name = "int8"
+    name = "llm_int8"
 
     def __post_init__(self) -> None:
         known = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)

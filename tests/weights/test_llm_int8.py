@@ -11,7 +11,7 @@ from vtc.errors import WeightsError
 from vtc.weights.gram import Gram
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import Candidate
-from vtc.weights.passes.int8 import vectorwise
+from vtc.weights.passes.llm_int8 import vectorwise
 from vtc.weights.terms import Columns
 
 
@@ -33,7 +33,7 @@ def test_codes_and_product_are_those_of_bitsandbytes(case, inputs, wanted):
 @pytest.mark.parametrize("case, inputs, wanted", cases("llmint8"))
 def test_the_pass_keeps_its_columns_and_errs_no_more(case, inputs, wanted):
     weight, x = wanted["B_fp16"].float(), wanted["A_fp16"].float()
-    got = registry["int8"](threshold=case["hyper"]["threshold"]).fit(Candidate(weight, Gram.of(x)))
+    got = registry["llm_int8"](threshold=case["hyper"]["threshold"]).fit(Candidate(weight, Gram.of(x)))
     kept = [tensors["index"].long() for term, tensors in got.parts if isinstance(term, Columns)]
     assert torch.equal(torch.cat([torch.empty(0).long(), *kept]), wanted["outlier_cols"])
     assert output_error(weight, got.approximation, x) <= case["rel_output_error"] * 1.01
@@ -42,15 +42,15 @@ def test_the_pass_keeps_its_columns_and_errs_no_more(case, inputs, wanted):
 def test_outlier_columns_are_as_they_were_and_lower_the_error():
     given = layer()
     threshold = float(given.gram.largest.topk(5).values[-1])
-    got = registry["int8"](threshold=threshold).fit(given)
+    got = registry["llm_int8"](threshold=threshold).fit(given)
     outliers = got.parts[0][1]["index"].long()
     assert len(outliers) == 5
     assert torch.equal(got.approximation[:, outliers], given.weight[:, outliers])
-    assert got.error < 0.5 * registry["int8"](threshold=0).fit(given).error
+    assert got.error < 0.5 * registry["llm_int8"](threshold=0).fit(given).error
 
 
 def test_without_outliers_it_is_a_byte_a_weight_and_a_scale_a_row():
-    got = registry["int8"](threshold=1e9).fit(layer())
+    got = registry["llm_int8"](threshold=1e9).fit(layer())
     assert not got.parts and got.bytes == 48 * 64 + 48 * 4
     assert (got.rest.abs() <= got.weight.abs().amax(1, keepdim=True) / 127 / 2 * 1.001).all()
 
@@ -59,7 +59,7 @@ def test_a_column_of_large_weights_does_not_widen_the_scales():
     given = layer()
     weight = given.weight.clone()
     weight[:, 10] = 1000.0  # the inputs of column 10 are large
-    got = registry["int8"](threshold=float(given.gram.largest[10])).fit(replace(given, weight=weight))
+    got = registry["llm_int8"](threshold=float(given.gram.largest[10])).fit(replace(given, weight=weight))
     assert got.matrix[1]["scale"].max() < 1
 
 
@@ -69,8 +69,8 @@ def test_rows_of_zeros():
 
 
 def test_after_a_second_threshold_nothing_is_counted_twice():
-    once = registry["int8"](threshold=30.0).fit(layer())
-    twice = registry["int8"](threshold=5.0).fit(once)
+    once = registry["llm_int8"](threshold=30.0).fit(layer())
+    twice = registry["llm_int8"](threshold=5.0).fit(once)
     assert torch.allclose(twice.approximation, twice.weight, atol=0.05)
 
 
@@ -82,4 +82,4 @@ def test_activations_with_every_column_an_outlier():
 @pytest.mark.parametrize("threshold", [-1, float("nan"), float("inf"), "6", True, None])
 def test_absurd_thresholds(threshold):
     with pytest.raises(WeightsError, match="threshold must be"):
-        registry["int8"](threshold=threshold)
+        registry["llm_int8"](threshold=threshold)
