@@ -39,10 +39,11 @@ def round_to_nearest(
     weight: Tensor, bits: int, group: int, symmetric: bool = True, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(codes [O, D], scale [O, G], zero [O, G])`` of ``weight [O, D]``: a grid for every ``group`` inputs (0: a row)
-    from its own weights."""
+    from its own weights. The largest of a symmetric group is a tie: the product with 1/scale settles it as torchao's
+    fake quantization does, so that training with that ends in these codes."""
     groups = grouped(weight, group)
     scale, zero = grid(groups, bits, symmetric, dtype)
-    codes = to_codes(groups, scale[..., None], zero[..., None], bits)
+    codes = to_codes(groups * (1 / scale)[..., None], torch.ones_like(scale)[..., None], zero[..., None], bits)
     return codes.flatten(1)[:, : weight.shape[1]], scale, zero
 
 
