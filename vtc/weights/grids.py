@@ -35,6 +35,24 @@ def from_codes(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return scale * (codes - zero)
 
 
+def round_to_nearest(
+    weight: Tensor, bits: int, group: int, symmetric: bool = True, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(codes [O, D], scale [O, G], zero [O, G])`` of ``weight [O, D]``: a grid for every ``group`` inputs (0: a row)
+    from its own weights. The largest of a symmetric group is a tie: the product with 1/scale settles it as torchao's
+    fake quantization does, so that training with that ends in these codes."""
+    groups = grouped(weight, group)
+    scale, zero = grid(groups, bits, symmetric, dtype)
+    codes = to_codes(groups * (1 / scale)[..., None], torch.ones_like(scale)[..., None], zero[..., None], bits)
+    return codes.flatten(1)[:, : weight.shape[1]], scale, zero
+
+
+def dequantized(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
+    """``[O, D]``: the weights that ``round_to_nearest`` gave codes for."""
+    groups = from_codes(grouped(codes, group), scale[..., None], zero[..., None])
+    return groups.flatten(1)[:, : codes.shape[1]]
+
+
 def grouped(weight: Tensor, group: int) -> Tensor:
     """``[O, D] -> [O, G, group]``, the last group filled with zeros (0: one group a row)."""
     group = group or weight.shape[1]

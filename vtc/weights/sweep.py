@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from vtc.weights import grids
+from vtc.weights.masks import all_but_lowest
 
 BLOCK = 128
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of a column: rounded to a grid of ``bits`` (0: not), pruned where ``mask`` is False (None: the sweep
-    chooses ``sparsity`` of each block of columns, or n of every m inputs by ``pattern`` (n, m)).
+    """What becomes of a column: rounded to a grid of ``bits`` (0: not), pruned where ``mask`` is False. The sweep
+    prunes on to ``sparsity`` of each block of columns, or n of every m inputs by ``pattern`` (n, m).
 
     group: inputs that share a scale (0: a row); static: every grid from the weights as given, not as corrected so far;
     dtype: in which scales are stored.
@@ -55,20 +56,24 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     upper = torch.linalg.cholesky(inverse, upper=True).float()
     values, codes = torch.zeros_like(work), torch.zeros_like(work)
-    mask = torch.ones_like(work, dtype=torch.bool) if rule.mask is None else rule.mask.clone()
+    allowed = torch.ones_like(work, dtype=torch.bool) if rule.mask is None else rule.mask
+    mask = allowed.clone()
     scale, zero = grids.grid(grids.grouped(first, rule.group), rule.bits or 1, rule.symmetric, rule.dtype)
-    for start in range(0, width, rule.block):
-        stop = min(start + rule.block, width)
+    block = rule.block - rule.block % rule.pattern[1] if rule.pattern else rule.block  # no n:m group in two blocks
+    for start in range(0, width, block):
+        stop = min(start + block, width)
         part, factor = work[:, start:stop].clone(), upper[start:stop, start:stop]
         errors = torch.zeros_like(part)
         if rule.sparsity and rule.pattern is None:
-            mask[:, start:stop] = _above(part**2 / factor.diagonal() ** 2, rule.sparsity)
+            score = part**2 / factor.diagonal() ** 2
+            mask[:, start:stop] = _above(score * allowed[:, start:stop], rule.sparsity)
         for j in range(stop - start):
             at = start + j
             if rule.pattern is not None and at % rule.pattern[1] == 0:
                 n, m = rule.pattern
-                mask[:, at : at + m] = _all_but(part[:, j : j + m] ** 2 / factor.diagonal()[j : j + m] ** 2, n)
-            column = part[:, j]
+                score = part[:, j : j + m] ** 2 / factor.diagonal()[j : j + m] ** 2
+                mask[:, at : at + m] = all_but_lowest(score * allowed[:, at : at + m], n)
+            column, stays = part[:, j], mask[:, at] & allowed[:, at]
             new = column
             if rule.bits:
                 if rule.group and not rule.static and at % group == 0 and at:
@@ -76,9 +81,9 @@ def sweep(weight: Tensor, moment: Tensor, dead: Tensor, rule: Rule) -> Swept:
                         work[:, at : at + group], rule.bits, rule.symmetric, rule.dtype
                     )
                 s, z = scale[:, at // group], zero[:, at // group]
-                codes[:, at] = grids.to_codes(column, s, z, rule.bits)
+                codes[:, at] = torch.where(stays, grids.to_codes(column, s, z, rule.bits), z)
                 new = grids.from_codes(codes[:, at], s, z)
-            new = torch.where(mask[:, at], new, 0.0)
+            new = torch.where(stays, new, 0.0)
             values[:, at] = new
             errors[:, j] = (column - new) / factor[j, j]
             part[:, j + 1 :] -= errors[:, j, None] * factor[j, None, j + 1 :]
@@ -97,9 +102,3 @@ def _above(score: Tensor, sparsity: float) -> Tensor:
     """True where ``score`` exceeds its ``sparsity`` quantile; one more than that share goes, as its authors do."""
     ordered = score.flatten().sort().values
     return score > ordered[min(int(score.numel() * sparsity), score.numel() - 1)]
-
-
-def _all_but(score: Tensor, n: int) -> Tensor:
-    """True but for the n lowest of each row; the first of equals goes."""
-    lowest = score.argsort(dim=1, stable=True)[:, :n]
-    return torch.ones_like(score, dtype=torch.bool).scatter_(1, lowest, False)

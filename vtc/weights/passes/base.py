@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.errors import WeightsError
 from vtc.weights.gram import Gram
+from vtc.weights.layouts import n_of_m
 from vtc.weights.terms import Tensors, Term
 
 
@@ -47,6 +48,11 @@ class Candidate:
     def beside_matrix(self) -> Tensor:
         """``[O, D]``: what is left for the matrix, when the other parts have taken theirs."""
         return self.weight - replace(self, matrix=None).approximation
+
+    @property
+    def for_matrix(self) -> Tensor:
+        """``[O, D]``: what the matrix is to hold: ``beside_matrix``, 0 where the layer's mask prunes."""
+        return self.beside_matrix if self.mask is None else self.beside_matrix * self.mask
 
     @property
     def rest(self) -> Tensor:
@@ -107,3 +113,13 @@ def check_share(name: str, value: float) -> None:
 def check_group(group: int) -> None:
     if isinstance(group, bool) or not isinstance(group, int) or group < 0:
         raise WeightsError(f"group must be a number of inputs, like 128, or 0 for whole rows, not {group!r}")
+
+
+def check_pattern(pattern: str | None) -> None:
+    if pattern is not None and (not isinstance(pattern, str) or n_of_m(pattern) is None):
+        raise WeightsError(f'pattern must be like "2:4" (2 of every 4 inputs go), not {pattern!r}')
+
+
+def check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise WeightsError(f"{name} must be true or false, not {value!r}")

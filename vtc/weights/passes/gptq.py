@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vtc.weights.gram import DAMP
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
 from vtc.weights.sweep import Rule, sweep
 
 
@@ -30,6 +30,7 @@ class GPTQ(Pass):
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_group(self.group)
+        check_flag("symmetric", self.symmetric)
 
     def fit(self, layer: Candidate) -> Candidate:
         group = 0 if self.group >= layer.gram.width else self.group

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vtc.weights import grids
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
 
 
 @register("rtn")
@@ -24,11 +24,10 @@ class RTN(Pass):
     def __post_init__(self) -> None:
         check_bits(self.bits)
         check_group(self.group)
+        check_flag("symmetric", self.symmetric)
 
     def fit(self, layer: Candidate) -> Candidate:
-        weight = layer.beside_matrix if layer.mask is None else layer.beside_matrix * layer.mask
-        width = weight.shape[1]
-        groups = grids.grouped(weight, self.group)
-        scale, zero = grids.grid(groups, self.bits, self.symmetric, layer.dtype)
-        codes = grids.to_codes(groups, scale[..., None], zero[..., None], self.bits).flatten(1)[:, :width]
+        codes, scale, zero = grids.round_to_nearest(
+            layer.for_matrix, self.bits, self.group, self.symmetric, layer.dtype
+        )
         return as_ints(layer, codes, scale, None if self.symmetric else zero, self.bits, self.group)

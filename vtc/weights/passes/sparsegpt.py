@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vtc.weights.gram import DAMP
-from vtc.weights.layouts import n_of_m
+from vtc.weights.layouts import n_of_m, value_shape
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_floats, as_ints
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group, check_share
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group, check_pattern, check_share
 from vtc.weights.sweep import Rule, sweep
 
 
@@ -29,15 +29,18 @@ class SparseGPT(Pass):
     def __post_init__(self) -> None:
         check_share("sparsity", self.sparsity)
         check_group(self.group)
+        check_flag("symmetric", self.symmetric)
         if self.bits:
             check_bits(self.bits)
-        if self.pattern:
-            n_of_m(self.pattern)
+        check_pattern(self.pattern)
 
     def fit(self, layer: Candidate) -> Candidate:
         pattern = n_of_m(self.pattern) if self.pattern else None
+        if self.pattern:
+            value_shape(self.pattern, 0, *layer.weight.shape)
         group = 0 if self.group >= layer.gram.width else self.group
-        rule = Rule(self.bits, group, self.symmetric, sparsity=self.sparsity, pattern=pattern, dtype=layer.dtype)
+        grid = Rule(self.bits, group, self.symmetric, dtype=layer.dtype)
+        rule = replace(grid, sparsity=self.sparsity, pattern=pattern, mask=layer.mask)
         done = sweep(layer.beside_matrix, layer.gram.damped(self.damp), layer.gram.dead, rule)
         if not self.bits:
             return as_floats(layer, done.values, done.mask, self.pattern)
