@@ -24,7 +24,9 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
+# With torchao installed every import of transformers takes seconds more, so only this one has it.
 test-all: setup lint
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,ao]'
 	$(BIN)/python -m pytest -n 2
 
 kernels: setup

@@ -44,12 +44,20 @@ LAYERS = {
 }
 
 
+# A low rank saves nothing on one row or input, and some need a calibration that reached the layer.
+REFUSABLE = ("one row", "one input", "no token")
+
+
 @pytest.mark.parametrize("name", registry)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_what_is_stored_is_what_runs(name, kind):
     given = LAYERS[kind]()
     before = given.weight.clone()
-    done = registry[name]().fit(given)
+    try:
+        done = registry[name]().fit(given)
+    except WeightsError:  # said, not silently done worse
+        assert kind in REFUSABLE
+        return
     assert torch.equal(given.weight, before) and given.matrix is None
     assert torch.isfinite(done.approximation).all() and done.error <= 1.5 * max(given.error, 1.0)
     for term, tensors in done.all_parts:

@@ -114,7 +114,7 @@ def test_keep_is_a_share_of_the_bytes(name):
     assert got.flops == 2 * got.parts[0][0].rank * 56
 
 
-@pytest.mark.parametrize("options", [{}, dict(rank=4, keep=0.5), dict(rank=0), dict(rank=2.5), dict(rank=True)])
+@pytest.mark.parametrize("options", [dict(rank=4, keep=0.5), dict(rank=0), dict(rank=2.5), dict(rank=True)])
 @pytest.mark.parametrize("name", LOW_RANK)
 def test_malformed_ranks_are_refused(name, options):
     with pytest.raises(WeightsError, match="rank"):

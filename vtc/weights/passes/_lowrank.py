@@ -16,14 +16,15 @@ from vtc.weights.terms import LowRank
 
 @dataclass(frozen=True)
 class LowRankPass(Pass):
-    """Give either ``rank``, or ``keep``: the share of the layer's weights that both factors may hold together."""
+    """Give either ``rank``, or ``keep``: the share of the layer's weights that both factors may hold together (neither:
+    half)."""
 
     rank: int | None = None
     keep: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.rank is None) == (self.keep is None):
-            raise WeightsError(f"{self.name} needs one of rank (like 32) and keep (like 0.5), not both or none")
+        if self.rank is not None and self.keep is not None:
+            raise WeightsError(f"{self.name} takes one of rank (like 32) and keep (like 0.5), not both")
         if self.rank is not None and (not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1):
             raise WeightsError(f"rank must be a whole number of at least 1, not {self.rank!r}")
         if self.keep is not None and (not isinstance(self.keep, (int, float)) or not 0 < self.keep <= 1):
@@ -33,9 +34,10 @@ class LowRankPass(Pass):
         rest = layer.rest
         check_layer(rest, layer if self.needs_gram else None)
         out, width = rest.shape
-        rank = rank_for(out, width, self.rank, self.keep)
+        rank = rank_for(out, width, self.rank, 0.5 if self.rank is None and self.keep is None else self.keep)
         u, v = self.factors(rest, layer, rank)
-        return layer.with_part(LowRank(rank), {"u": u.to(layer.dtype), "v": v.to(layer.dtype)})
+        u, v = (t.to(layer.dtype).contiguous() for t in (u, v))  # as they will be stored: products depend on strides
+        return layer.with_part(LowRank(rank), {"u": u, "v": v})
 
     @abstractmethod
     def factors(self, rest: Tensor, layer: Candidate, rank: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from vtc.errors import WeightsError
 from vtc.weights.gram import DAMP, Gram
 from vtc.weights.passes import register
 from vtc.weights.passes._lowrank import check_layer
-from vtc.weights.passes.base import Candidate, Pass, check_bits, check_group
+from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
 from vtc.weights.sweep import Rule, Swept, sweep, sweep_ordered
 from vtc.weights.terms import Vectors
 
@@ -44,6 +44,7 @@ class DeltaCoMe(Pass):
         except (TypeError, ValueError):
             raise WeightsError(f"bands are pairs like ((8, 2), (2, None)), not {self.bands!r}") from None
         check_group(self.group)
+        check_flag("act_order", self.act_order)
         for bits, count in self.bands:
             check_bits(bits)
             if count is not None and count < 1:
