@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import WeightsError
+from vtc.weights import fast
 from vtc.weights.layouts import DENSE
 from vtc.weights.terms import Ints, Tensors, Term, read_term
 
@@ -22,6 +23,7 @@ class CompressedLinear(nn.Module):
     def __init__(self, width: int, out: int, terms: Sequence[Term], bias: bool, dtype: torch.dtype, device: Any = None):
         super().__init__()
         self.in_features, self.out_features, self.terms = width, out, tuple(terms)
+        self._packed: dict[int, tuple[tuple, fast.Packed]] = {}  # made when first needed, never saved
         for n, term in enumerate(self.terms):
             for name, (shape, kind) in term.shapes(out, width, dtype).items():
                 self.register_buffer(f"t{n}_{name}", torch.empty(shape, dtype=kind, device=device))
@@ -58,8 +60,17 @@ class CompressedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self.out_features, self.in_features
-        y = sum(term.product(x, self.tensors(n), *shape) for n, term in self.each())
+        y = sum(self._product(n, term, x, *shape) for n, term in self.each())
         return y if self.bias is None else y + self.bias  # type: ignore[return-value]
+
+    def _product(self, n: int, term: Term, x: Tensor, out: int, width: int) -> Tensor:
+        tensors = self.tensors(n)
+        if not fast.serves(term, x, out, width) or not isinstance(term, Ints):
+            return term.product(x, tensors, out, width)
+        stamp = tuple((t.data_ptr(), t._version) for t in tensors.values())  # weights may be loaded anew
+        if self._packed.get(n, (None,))[0] != stamp:
+            self._packed[n] = stamp, fast.pack(term, tensors, out, width)
+        return fast.multiply(x, self._packed[n][1], term.group or width)
 
     def written(self) -> dict[str, Any]:
         """The layer as ``config.json`` describes it."""

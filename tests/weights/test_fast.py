@@ -1,0 +1,71 @@
+"""torch's int4 kernel: the same product as the dense weight, only where it can serve, never with stale weights."""
+
+import pytest
+import torch
+
+from vtc.weights import fast
+from vtc.weights.codec import CompressedLinear
+from vtc.weights.gram import Gram
+from vtc.weights.passes import registry
+from vtc.weights.passes.base import Candidate
+
+needs_kernel = pytest.mark.skipif(not fast.available(), reason="this torch has no int4 kernel for CPUs")
+
+
+def compressed(out=64, width=128, group=32, name="rtn", dtype=torch.bfloat16, seed=0, **options):
+    weight = torch.randn(out, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    pass_ = registry[name](bits=4, group=group, **options)
+    done = pass_.fit(Candidate(weight.float(), Gram.empty(width), dtype))
+    return CompressedLinear.filled(width, out, done.all_parts, torch.randn(out).to(dtype), weight)
+
+
+def inputs(rows, width=128, dtype=torch.bfloat16):
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def by_hand(layer, x):
+    return x.float() @ layer.weight.float().T + layer.bias.float()
+
+
+@needs_kernel
+@pytest.mark.parametrize("rows", [1, 3, fast.ROWS, fast.ROWS + 1])
+@pytest.mark.parametrize("group", [32, 64, 0])
+def test_the_kernel_computes_what_the_weight_does(rows, group):
+    layer, x = compressed(group=group), inputs(rows)
+    with torch.no_grad():
+        got = layer(x)
+    assert bool(layer._packed) == (rows <= fast.ROWS)
+    want = by_hand(layer, x)
+    assert (got.float() - want).norm() <= 0.01 * want.norm()
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "layer, x",
+    [
+        (compressed(out=24), inputs(1)),
+        (compressed(group=16), inputs(1)),
+        (compressed(width=100, group=32), inputs(1, 100)),
+        (compressed(symmetric=False), inputs(1)),
+        (compressed(dtype=torch.float32), inputs(1, dtype=torch.float32)),
+    ],
+)
+def test_what_the_kernel_cannot_serve_goes_through_the_weight(layer, x):
+    with torch.no_grad():
+        got = layer(x)
+    assert not layer._packed
+    want = by_hand(layer, x)
+    assert (got.float() - want).norm() <= 0.01 * want.norm()
+
+
+@needs_kernel
+def test_gradients_and_new_weights():
+    layer, x = compressed(), inputs(2).requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None and not layer._packed
+    with torch.no_grad():
+        layer(inputs(2))
+        layer.load_state_dict(compressed(seed=9).state_dict())
+        want = by_hand(layer, inputs(2))
+        assert (layer(inputs(2)).float() - want).norm() <= 0.01 * want.norm()
+    assert not [name for name in layer.state_dict() if "packed" in name]
