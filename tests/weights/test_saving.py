@@ -17,6 +17,7 @@ from tests.support import generate, logits
 from vtc.checkpoint import CONFIG, weights_sha256
 from vtc.errors import CheckpointError
 from vtc.weights import hf
+from vtc.weights.compressed_tensors import matches, patterns
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = (
@@ -144,3 +145,76 @@ def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="call vtc.compress first"):
         vtc.save(plain, tmp_path / "out", format="compressed-tensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compressed_tensors_are_read_without_vtc(dtype, tmp_path):
+    """The weights are the same bits in both formats. So are the logits in float32; in bfloat16 the reader adds a bias
+    before it rounds and multiplies by another kernel, so that they differ by roundings."""
+    pytest.importorskip("compressed_tensors", exc_type=ImportError)
+    wanted, requests = {}, []
+    for family, recipe in zip(FAMILIES[:2], ("gptq:bits=4:group=8", "rtn:bits=8:group=0"), strict=True):
+        model = compressed(family, recipe, dtype)
+        prompt = zoo.prompt(model, 2)
+        wanted[family] = logits(model, prompt)
+        before = hf.config_of(model)
+        vtc.save(model, tmp_path / family, format="compressed-tensors", verify=True)
+        assert hf.config_of(model) is before and torch.equal(logits(model, prompt), wanted[family])
+        requests.append(request(tmp_path, family, prompt, ""))
+    assert elsewhere(tmp_path, requests) == "False"
+    for family, want in wanted.items():
+        found = load_file(tmp_path / f"{family}.out")["logits"]
+        off = float((found.float() - want.float()).abs().max() / want.float().abs().max())
+        assert off == 0 if dtype == torch.float32 else off < 0.02
+
+
+def test_two_grids_in_one_checkpoint(tmp_path):
+    """Each layer is found by its own grid, a skipped one by none; a patch comes back, too."""
+    pytest.importorskip("compressed_tensors", exc_type=ImportError)
+    model = zoo.build("llava")
+    vtc.patch(model, "divprune", budget=4)
+    recipe = {"passes": ["rtn:bits=4:group=8"], "skip": [r"layers\.1\.mlp"]}
+    vtc.compress(model, recipe, progress=False)
+    eight = zoo.build("llava")
+    vtc.compress(eight, {"passes": ["rtn:bits=8:group=16"], "skip": ["mlp"]}, progress=False)
+    layers = hf.config_of(model).layers
+    for name in hf.config_of(eight).layers:
+        hf.replace_module(model, name, eight.get_submodule(name))
+        layers[name] = hf.config_of(eight).layers[name]
+    prompt = zoo.prompt(model, 2)
+    want = logits(model, prompt)
+    vtc.save(model, tmp_path / "out", format="compressed-tensors", verify=True)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert sorted(g["weights"]["num_bits"] for g in written["config_groups"].values()) == [4, 8]
+    loaded = vtc.load(tmp_path / "out")
+    assert vtc.patch_of(loaded).method.name == "divprune" and torch.equal(logits(loaded, prompt), want)
+    for name in layers:  # the forward has made them dense
+        assert torch.equal(loaded.get_submodule(name).weight, model.get_submodule(name).weight)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("rtn:bits=3:group=8", "has 3 bits"),
+        ("rtn:bits=4:group=8:symmetric=false", "asymmetric"),
+        ("sparsegpt:pattern=2/4:bits=4", "pruned"),
+        ("sparsegpt", "is floats"),
+        ("rtn:bits=4:group=24", "no multiple of its group of 24"),
+    ],
+)
+def test_what_compressed_tensors_cannot_express_is_refused(recipe, reason, tmp_path):
+    model = compressed("llava", recipe)
+    with pytest.raises(CheckpointError, match=f'{reason}.*save with format="vtc"'):
+        vtc.save(model, tmp_path / "out", format="compressed-tensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_patterns_tell_layers_apart():
+    layer = "model.language_model.layers.{}.self_attn.q_proj".format
+    tower = "model.vision_tower.layers.0.self_attn.q_proj"
+    assert patterns([tower, "lm_head"], [layer(0)]) == ["re:.*vision_tower.*", "re:.*lm_head.*"]
+    found = patterns([layer(1)], [layer(n) for n in (0, 2, 11)])
+    assert found == [r"re:(.*\.)?1\.self_attn\.q_proj$"]
+    assert matches(found[0], "language_model.model.layers.1.self_attn.q_proj") and not matches(found[0], layer(21))
+    with pytest.raises(CheckpointError, match="no pattern tells"):
+        patterns(["a.b"], ["x.a.b"])
