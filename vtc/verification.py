@@ -24,7 +24,12 @@ def check_copy(model: nn.Module, folder: Path, format: str = "vtc") -> None:
     plain: Any = unwrapped(model)
     device = next(plain.parameters()).device
     options = {"dtype": plain.dtype, "attn_implementation": attention_of(plain.config)}
-    copy: Any = load(folder, **options).to(device)
+    try:
+        copy: Any = load(folder, **options).to(device)
+    except ImportError as error:
+        raise CheckpointError(
+            f"this format cannot be loaded here ({error}); pip install 'vtc-vlm[ct]', or save without verify"
+        ) from error
     if format == "vtc":
         for name, tensor in differing(plain.state_dict(), copy.state_dict()):
             raise CheckpointError(f"{folder}: {name} {tensor}; nothing was published, report this")
