@@ -55,7 +55,7 @@ def save(
     disk, or a copy that differs.
     """
     plain = saveable(model, format)
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     folders.recover(folder)
     folders.check_replaceable(folder, CONFIG)
     try:
@@ -127,7 +127,7 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         "budget": None if patch is None else patch.budget.value,
         "compression": None if compression is None else compression.manifest,
         "base_model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "weights_sha256": weights_sha256(folder),
+        "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
         "versions": versions(),
     }
@@ -145,9 +145,9 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     from vtc.weights import hf
 
     folder = Path(folder)
-    folders.recover(Path(os.path.abspath(folder)))
+    folders.recover(Path(os.path.realpath(folder)))
     config = read_config(folder)
-    found = weights_sha256(folder)
+    found = contents_sha256(folder)
     if found != config["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: the weights hash to {found[:12]}… and {CONFIG} names {config['weights_sha256'][:12]}…; "
@@ -228,21 +228,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def weights_sha256(folder: str | os.PathLike) -> str:
-    """SHA-256 over names and bytes of the folder's safetensors files, and over what ``config.json`` says of compressed
-    ones, which mean something else under another description. Raises ``CheckpointError`` when there is none."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no .safetensors file; vtc reads and writes no other weight format")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    if (format := weight_format(Path(folder))) is not None:
-        digest.update(json.dumps(format, sort_keys=True).encode())
-    return digest.hexdigest()
+def contents_sha256(folder: str | os.PathLike) -> str:
+    """``weights_sha256``, and for compressed weights with what ``config.json`` says of them: under another description
+    the same bytes are other weights. Raises ``CheckpointError``."""
+    weights, format = weights_sha256(folder), weight_format(Path(folder))
+    if format is None:
+        return weights
+    return hashlib.sha256((weights + json.dumps(format, sort_keys=True)).encode()).hexdigest()
 
 
 def weight_format(folder: Path) -> Any:
@@ -252,6 +244,20 @@ def weight_format(folder: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); save the model again") from error
+
+
+def weights_sha256(folder: str | os.PathLike) -> str:
+    """SHA-256 over names and bytes of the folder's safetensors files. Raises ``CheckpointError`` when there is none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no .safetensors file; vtc reads and writes no other weight format")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     ``.NAME.saving-PID``. Where a system cannot exchange two folders (Linux can) there is a moment with neither: the old
     one then stands beside as ``.NAME.old`` until ``recover`` puts it back.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.saving-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
