@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import vtc
 from tests import zoo
+from tests.eval.test_full_disk import no_file_beyond
 from tests.support import generate, logits
 from vtc.checkpoint import CONFIG
 from vtc.errors import CheckpointError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -61,6 +67,8 @@ def test_the_plain_model_loads_without_vtc(saved):
         ({"options": [1]}, "must be an object"),
         ({"budget": 0}, "below 1 token"),
         ({"budget": True}, "bool"),
+        ({"method": None}, "both be null or both be given"),
+        ({"method": None, "budget": None, "options": {"layer": 1}}, "both be null"),
         ({"weights_sha256": "0" * 64}, "damaged or belong to another"),
     ],
 )
@@ -79,6 +87,9 @@ def test_damaged_missing_and_foreign_files_are_refused(saved, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         vtc.load(folder)
+    (folder / "config.json").write_text("[")
+    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+        vtc.load(folder)
     (folder / CONFIG).write_text("{not json")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         vtc.load(folder)
@@ -94,19 +105,114 @@ def test_damaged_missing_and_foreign_files_are_refused(saved, tmp_path):
 
 def test_saving_without_a_patch_is_refused(tmp_path, model_of):
     with pytest.raises(CheckpointError, match="no patch to save"):
-        vtc.save(model_of("llava"), tmp_path)
+        vtc.save(model_of("llava"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_save_is_refused_not_loaded_without_its_patch(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
+    folder, _, _ = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "random", budget=4)
+    monkeypatch.setattr("vtc.checkpoint.contents_sha256", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        vtc.save(model, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_is_replaced_whole_and_other_files_stay(saved):
+    folder, _, _ = saved
+    (folder / "README.md").write_text("mine")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"of an older save")
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "random", budget=4)
+    vtc.save(model, folder, verify=True)
+    assert vtc.patch_of(vtc.load(folder)).method.name == "random"
+    assert (folder / "README.md").read_text() == "mine"
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_a_link_stays_a_link(saved):
+    folder, _, _ = saved
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "random", budget=4)
+    vtc.save(model, link)
+    assert link.is_symlink() and vtc.patch_of(vtc.load(folder)).method.name == "random"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["link", folder.name]
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
     model = zoo.build("llava")
     vtc.patch(model, "random", budget=4)
-    vtc.save(model, tmp_path)
-    monkeypatch.setattr("vtc.checkpoint.weights_sha256", lambda folder: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(CheckpointError, match="not written by vtc and is not replaced"):
         vtc.save(model, tmp_path)
+    with pytest.raises(CheckpointError, match="is a file"):
+        vtc.save(model, tmp_path / "thesis.tex")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_full_disk_leaves_what_was_there(saved):
+    folder, _, _ = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "random", budget=4)
+    with no_file_beyond(20_000), pytest.raises(CheckpointError, match="cannot be written .*make room"):
+        vtc.save(model, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_killed_at_any_point_the_folder_is_the_old_or_the_new(exchanged, tmp_path):
+    """A fork of the saving process dies before its n-th step on the file system."""
+    command = [sys.executable, "-m", "tests.killed_saving", str(tmp_path), str(int(exchanged))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {code for code, _ in found} <= {-9, 0} and found[-1] == [0, "new"]
+    assert {state for _, state in found} == {"old", "new"}
+
+
+def test_a_system_that_cannot_exchange_folders(saved, monkeypatch):
+    """What a killed save left aside is in nobody's way, and comes back where nothing stands in its place."""
+    folder, _, _ = saved
+    monkeypatch.setattr("vtc.folders.exchange", lambda one, other: False)
+    aside = folder.parent / f".{folder.name}.old"
+    folder.rename(aside)
+    assert vtc.patch_of(vtc.load(folder)).method.name == "pyramiddrop" and not aside.exists()
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"of an older save")
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "random", budget=4)
+    vtc.save(model, folder)
+    assert vtc.patch_of(vtc.load(folder)).method.name == "random"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_copy_that_differs_is_not_published(tmp_path, monkeypatch):
+    """The instrument sees one wrong bit in one tensor."""
+    from vtc import verification
+
+    model = zoo.build("llava")
+    vtc.patch(model, "random", budget=4)
+
+    def damaged(folder, **kwargs):
+        copy = vtc.load(folder, **kwargs)
+        weight = copy.model.vision_tower.post_layernorm.bias
+        weight.data.view(torch.int32)[3] ^= 1
+        return copy
+
+    monkeypatch.setattr(verification, "load", damaged)
+    with pytest.raises(CheckpointError, match="post_layernorm.bias came back with other values"):
+        vtc.save(model, tmp_path / "out", verify=True)
+    assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="cut off"):
-        vtc.load(tmp_path)
+    vtc.save(model, tmp_path / "out", verify=True)
 
 
 def test_weights_that_do_not_fit_are_refused(saved):

@@ -17,7 +17,7 @@ PARTS = {
     "cli": ("cli", "commands", "__main__", "doctor"),
     "integrations": ("integrations",),
     "eval": ("eval",),
-    "weights": ("weights", "checkpoint"),
+    "weights": ("weights", "checkpoint", "verification"),
     "patching": ("patching", "vit", "calibration"),
     "engine": (
         "engine",
@@ -36,10 +36,22 @@ PARTS = {
     ),
     "methods": ("methods", "models", "signals", "share", "spend", "cache", "masks", "rows", "groups", "units"),
     "kernels": ("kernels", "merge"),
-    "tokens": ("tokens", "registry", "errors"),
+    "tokens": ("tokens", "registry", "errors", "folders"),
 }
 PART = {module: part for part, modules in PARTS.items() for module in modules}
-TRANSFORMERS = {"models", "engine", "cache", "taps", "patching", "checkpoint", "eval", "cli", "doctor", "training"}
+TRANSFORMERS = {
+    "models",
+    "engine",
+    "cache",
+    "taps",
+    "patching",
+    "checkpoint",
+    "weights",
+    "eval",
+    "cli",
+    "doctor",
+    "training",
+}
 
 
 def imports(path: Path) -> list[str]:

@@ -1,7 +1,7 @@
-"""Save and load a patched model: ``vtc_config.json`` beside the model's own files, strict in both directions.
+"""Save and load what vtc changes in a model, patch and weights: ``vtc_config.json`` beside the model's own files.
 
-Nothing is written into a live model's config. The config file is written last, so a folder whose saving was interrupted
-is refused instead of loaded without its patch.
+Strict in both directions. A folder is published whole: what stands at its name is the old checkpoint or the new one,
+whenever saving ends.
 """
 
 from __future__ import annotations
@@ -16,70 +16,149 @@ from typing import Any
 from torch import nn
 
 import vtc
+from vtc import folders
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
+from vtc.models.inspection import unwrapped
 from vtc.patching import Patch, patch_of
 from vtc.spend import Spend
 from vtc.tokens import Budget
 
 CONFIG = "vtc_config.json"
 SCHEMA = 1
-KEYS = ("schema_version", "method", "options", "budget", "base_model", "weights_sha256", "processor_class", "versions")
+KEYS = (
+    "schema_version",
+    "method",
+    "options",
+    "budget",
+    "compression",
+    "base_model",
+    "weights_sha256",
+    "processor_class",
+    "versions",
+)
+FORMATS = ("vtc", "compressed-tensors")
 
 
-def save(model: nn.Module, folder: str | os.PathLike, processor: Any = None) -> Path:
-    """Write model, patch and (when given) processor to ``folder``. Raises ``CheckpointError`` without a patch."""
-    patch = patch_of(model)
-    if patch is None:
-        raise CheckpointError("this model has no patch to save; call vtc.patch first, or model.save_pretrained alone")
-    if getattr(patch.model, "peft_config", None) or hasattr(model, "get_base_model"):
+def save(
+    model: nn.Module, folder: str | os.PathLike, processor: Any = None, *, format: str = "vtc", verify: bool = False
+) -> Path:
+    """Write model, patch and (when given) processor to ``folder``.
+
+    A checkpoint that is there already is replaced whole, and other files in it stay. format: of compressed weights,
+    "vtc" (every term, bit-equal) or "compressed-tensors" (plain 4 and 8 bit integers, read by transformers and vLLM
+    without vtc). verify: load what was written, compare tensors and logits, and only then publish it; needs memory for
+    a second model.
+
+    Raises ``CheckpointError`` for a model with neither patch nor compressed weights, a folder that is not vtc's, a full
+    disk, or a copy that differs.
+    """
+    plain = saveable(model, format)
+    folder = Path(os.path.realpath(folder))
+    folders.recover(folder)
+    folders.check_replaceable(folder, CONFIG)
+    try:
+        with folders.replacing(folder) as temporary:
+            write(plain, temporary, processor, format)
+            folders.keep_others(folder, temporary)
+            if verify:
+                from vtc.verification import check_copy
+
+                check_copy(model, temporary, format)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be written ({error.strerror or error}); make room or give another folder (what was there "
+            "is as it was)"
+        ) from error
+    return folder
+
+
+def saveable(model: nn.Module, format: str) -> Any:
+    """The model of transformers inside ``model``. Raises ``CheckpointError`` for one that cannot be saved."""
+    if format not in FORMATS:
+        raise CheckpointError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
+    patch, compression = patch_of(model), compression_of(model)
+    if patch is None and compression is None:
+        raise CheckpointError(
+            "this model has no patch to save and no compressed weights; call vtc.patch or vtc.compress first, or "
+            "model.save_pretrained alone"
+        )
+    plain = model if patch is None else patch.model
+    if getattr(plain, "peft_config", None) or hasattr(model, "get_base_model"):
         raise CheckpointError(
             "this model carries a PEFT adapter; call merge_and_unload() first, or save the adapter apart"
         )
-    if not hasattr(patch.model, "save_pretrained"):
+    if not hasattr(plain, "save_pretrained"):
         raise CheckpointError(
-            f"{type(patch.model).__name__} is no model of transformers; save its state_dict, patch it again when loaded"
+            f"{type(plain).__name__} is no model of transformers; save its state_dict, patch it again when loaded"
         )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
-    getattr(patch.model, "save_pretrained")(folder)  # noqa: B009
+    if format != "vtc" and compression is None:
+        raise CheckpointError(f"format {format!r} is for compressed weights; call vtc.compress first, or leave it out")
+    return plain
+
+
+def compression_of(model: nn.Module) -> Any:
+    """The ``VTCConfig`` of a compressed model, None of any other."""
+    from vtc.weights import hf
+
+    return hf.config_of(unwrapped(model))
+
+
+def write(model: Any, folder: Path, processor: Any, format: str) -> None:
+    """Fill the empty ``folder``. Raises ``OSError`` when the disk does not take it."""
+    from safetensors import SafetensorError
+
+    patch, compression = patch_of(model), compression_of(model)
+    try:
+        if format == "compressed-tensors":
+            from vtc.weights import compressed_tensors
+
+            compressed_tensors.save_pretrained(model, folder)
+        else:
+            model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     if processor is not None:
         processor.save_pretrained(folder)
     config = {
         "schema_version": SCHEMA,
-        **described(patch.method),
-        "budget": patch.budget.value,
-        "base_model": getattr(patch.model.config, "_name_or_path", "") or type(patch.model).__name__,
-        "weights_sha256": weights_sha256(folder),
+        **(dict(method=None, options={}) if patch is None else described(patch.method)),
+        "budget": None if patch is None else patch.budget.value,
+        "compression": None if compression is None else compression.manifest,
+        "base_model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
         "versions": versions(),
     }
     write_json(folder / CONFIG, config)
-    return folder
 
 
 def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
-    """The model saved in ``folder``, patched as it was. ``kwargs`` go to ``from_pretrained``.
+    """The model saved in ``folder``, compressed and patched as it was. ``kwargs`` go to ``from_pretrained``.
 
     Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version, or
     weights that are not the ones that were saved.
     """
     from transformers import AutoModelForImageTextToText
 
+    from vtc.weights import hf
+
     folder = Path(folder)
+    folders.recover(Path(os.path.realpath(folder)))
     config = read_config(folder)
-    found = weights_sha256(folder)
+    found = contents_sha256(folder)
     if found != config["weights_sha256"]:
         raise CheckpointError(
             f"{folder}: the weights hash to {found[:12]}… and {CONFIG} names {config['weights_sha256'][:12]}…; "
             "the files are damaged or belong to another model, save again"
         )
+    patched = config["method"] is not None
     try:
-        method, budget = method_from(config), Budget.of(config["budget"])
+        method, budget = (method_from(config), Budget.of(config["budget"])) if patched else (None, None)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    hf.register()
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
@@ -87,7 +166,8 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
         raise CheckpointError(
             f"{folder}: weights and model do not fit ({lost}); save the plain model, without adapters"
         )
-    Patch(model, method, budget).install()
+    if method is not None and budget is not None:
+        Patch(model, method, budget).install()
     return model
 
 
@@ -139,11 +219,31 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if missing or unknown:
         raise CheckpointError(f"{path}: missing keys {missing}, unknown keys {unknown}; save the model again")
+    if (config["method"] is None) != (config["budget"] is None) or config["method"] is None and config["options"] != {}:
+        raise CheckpointError(f"{path}: 'method' and 'budget' must both be null or both be given; save the model again")
     if not isinstance(config["options"], dict) or not isinstance(config["weights_sha256"], str):
         raise CheckpointError(
             f"{path}: 'options' must be an object and 'weights_sha256' a string; save the model again"
         )
     return config
+
+
+def contents_sha256(folder: str | os.PathLike) -> str:
+    """``weights_sha256``, and for compressed weights with what ``config.json`` says of them: under another description
+    the same bytes are other weights. Raises ``CheckpointError``."""
+    weights, format = weights_sha256(folder), weight_format(Path(folder))
+    if format is None:
+        return weights
+    return hashlib.sha256((weights + json.dumps(format, sort_keys=True)).encode()).hexdigest()
+
+
+def weight_format(folder: Path) -> Any:
+    """``quantization_config`` of the folder's ``config.json``, None without."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); save the model again") from error
 
 
 def weights_sha256(folder: str | os.PathLike) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from vtc.commands.archive import archive, restore, unarchive
 from vtc.commands.benchmarks import list_benchmarks
+from vtc.commands.compress import compress
 from vtc.commands.demo import demo
 from vtc.commands.doctor import doctor
 from vtc.commands.evaluate import evaluate
@@ -50,6 +51,7 @@ app.command("methods")(list_methods)
 app.command("benchmarks")(list_benchmarks)
 app.command()(show)
 app.command()(sensitivity)
+app.command()(compress)
 app.command()(export)
 app.command()(archive)
 app.command()(unarchive)

@@ -124,5 +124,5 @@ def unmark(model: Any) -> None:
 
 def config_of(model: Any) -> VTCConfig | None:
     """The ``VTCConfig`` of a compressed model, None of any other."""
-    config = getattr(model.config, "quantization_config", None)
+    config = getattr(getattr(model, "config", None), "quantization_config", None)  # plain ViTs of timm have no config
     return config if isinstance(config, VTCConfig) else None

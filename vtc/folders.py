@@ -1,0 +1,110 @@
+"""Folders that are published whole: filled beside the old one, synced, and put in its place by one rename."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vtc.errors import CheckpointError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; what it holds stands at ``folder`` when the block ends well, and nowhere otherwise.
+
+    Killed at any moment, ``folder`` is the old one or the new one. What a killed process filled stays beside it as
+    ``.NAME.saving-PID``. Where a system cannot exchange two folders (Linux can) there is a moment with neither: the old
+    one then stands beside as ``.NAME.old`` until ``recover`` puts it back.
+    """
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.saving-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync(temporary)
+        publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # now it holds the old one, or what failed
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Put ``temporary`` where ``folder`` is; a folder that was there stands at ``temporary`` then, or is gone."""
+    recover(folder)
+    if not folder.exists():
+        temporary.rename(folder)
+    elif not exchange(temporary, folder):
+        shutil.rmtree(aside(folder), ignore_errors=True)  # left by a killed process that had published
+        folder.rename(aside(folder))
+        temporary.rename(folder)
+        shutil.rmtree(aside(folder))
+    sync_one(folder.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step. False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return (
+        rename is not None
+        and rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)) == 0
+    )
+
+
+def recover(folder: Path) -> None:
+    """Put back what a killed process had set aside and not yet replaced."""
+    if aside(folder).exists() and not folder.exists():
+        aside(folder).rename(folder)
+
+
+def aside(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.old"
+
+
+def sync(folder: Path) -> None:
+    """Wait until the disk has every file and folder in ``folder``."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_replaceable(folder: Path, mark: str) -> None:
+    """Raises ``CheckpointError`` unless ``folder`` is absent, empty, or holds the file ``mark``: nothing else of the
+    user's is ever replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise CheckpointError(
+            f"{folder} holds files and no {mark}, so it was not written by vtc and is not replaced; give another folder"
+        )
+
+
+def keep_others(old: Path, new: Path) -> None:
+    """Copy into ``new`` what ``old`` holds and ``new`` lacks, weights left out: a processor that was saved earlier, a
+    README."""
+    if not old.is_dir():
+        return
+    for path in old.iterdir():
+        weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
+        if weights or (new / path.name).exists():
+            continue
+        if path.is_dir():
+            shutil.copytree(path, new / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, new / path.name, follow_symlinks=False)
