@@ -53,6 +53,8 @@ def sites(model: nn.Module, family: Family, kinds: Iterable[str], skip: Iterable
     projections. Raises ``UnsupportedModel`` for a layer of another kind, ``WeightsError`` where none is left."""
     names = {id(module): name for name, module in model.named_modules()}
     kinds = tuple(kinds)
+    if "heads" in kinds:
+        refuse_shared_keys(family.decoder.config)
     found: list[Site] = []
     for block in range(len(family.layers)):
         if "heads" in kinds:
@@ -95,6 +97,15 @@ def _neurons(layer: nn.Module, block: int, names: dict[int, str]) -> Site:
     name = names[id(found[0])]
     _check(name, found[0], MLP)
     return Site(name, "neurons", block, found[0], {"gate_proj": 1, "up_proj": 1}, "down_proj", 1)
+
+
+def refuse_shared_keys(config: Any) -> None:
+    """Raises ``UnsupportedModel`` for decoders in which a layer reads the keys of another."""
+    if getattr(config, "num_kv_shared_layers", 0) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        raise UnsupportedModel(
+            "decoder layers of this model share their keys and values, so neither heads nor layers can go alone; prune "
+            "neurons instead"
+        )
 
 
 def _check(name: str, parent: nn.Module, linears: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import WeightsError
+from vtc.weights.balance import by_gradient
 from vtc.weights.importance import unlikeness
 from vtc.weights.structure import Site
 from vtc.weights.walk import Walk
@@ -57,12 +58,18 @@ class Channels:
         return self
 
 
+def by_block(walk: Walk, buckets: Buckets) -> list[Buckets]:
+    """What ``weights_of`` takes, for each decoder block: the recipe's own, but for "gradient", which has two weights a
+    block."""
+    return [*by_gradient(walk)] if buckets == "gradient" else [buckets] * walk.depth
+
+
 def weights_of(label: Tensor, buckets: Buckets) -> Tensor:
     """``[T]``: how much each token of one example counts; ``label [T]``: 0 padding, 1 text, 2 vision."""
     seen, read = label == 2, label == 1
     if buckets == "pooled":
         return (seen | read).float()
-    if buckets != "balanced":
+    if not isinstance(buckets, str):
         return seen * float(buckets[0]) + read * float(buckets[1])
     vision, text = int(seen.sum()), int(read.sum())
     if not vision or not text:
@@ -73,6 +80,7 @@ def weights_of(label: Tensor, buckets: Buckets) -> Tensor:
 @torch.no_grad()
 def channels_of(walk: Walk, sites: list[Site], buckets: Buckets) -> list[Channels]:
     """What the reader of each site sees. Raises ``WeightsError`` for one that never runs."""
+    ways = by_block(walk, buckets)
     found = [Channels.empty(s.linear(s.reader).in_features, s.linear(s.reader).weight.device) for s in sites]
 
     def hear(site: Site, seen: Channels, n: int) -> Callable:
@@ -83,7 +91,7 @@ def channels_of(walk: Walk, sites: list[Site], buckets: Buckets) -> list[Channel
                 raise WeightsError(
                     f"{site.name}.{site.reader} runs on {len(x)} rows where its decoder layer has {len(label)}; skip it"
                 )
-            seen.add(x, weights_of(label, buckets))
+            seen.add(x, weights_of(label, ways[site.block]))
 
         return hook
 
@@ -102,22 +110,24 @@ def channels_of(walk: Walk, sites: list[Site], buckets: Buckets) -> list[Channel
 @torch.no_grad()
 def influence_of(walk: Walk, buckets: Buckets) -> Tensor:
     """``[L]``: Block Influence of each decoder layer, of an unpatched model."""
-    sums, count = torch.zeros(walk.depth), 0.0
+    ways = by_block(walk, buckets)
+    sums, counts = torch.zeros(2, walk.depth)
 
     def hear(index: int, weight: Tensor) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             sums[index] += (weight.to(after.device) @ unlikeness(before, after).flatten()).cpu()
+            counts[index] += weight.sum()
 
         return hook
 
     for n in range(len(walk.examples)):
-        weight = weights_of(walk.rows(n).flatten(), buckets)
-        count += float(weight.sum())
-        layers = enumerate(walk.family.layers)
-        _run(walk, n, [layer.register_forward_hook(hear(i, weight), with_kwargs=True) for i, layer in layers])
-    return sums / max(count, 1e-12)
+        weights = [weights_of(walk.rows(n).flatten(), way) for way in ways]
+        layers = zip(walk.family.layers, weights, strict=True)
+        hooks = [layer.register_forward_hook(hear(i, w), with_kwargs=True) for i, (layer, w) in enumerate(layers)]
+        _run(walk, n, hooks)
+    return sums / counts.clamp_min(1e-12)
 
 
 def _run(walk: Walk, n: int, handles: list) -> None:
