@@ -12,7 +12,7 @@ from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.weights import importance
 from vtc.weights.edits import Edits
-from vtc.weights.passes.base import Candidate, Pass, check_share
+from vtc.weights.passes.base import Candidate, Pass, check_flag, check_share
 from vtc.weights.structure import Site, shrink, sites
 from vtc.weights.survey import Buckets, Channels, channels_of
 from vtc.weights.walk import Example, Walk
@@ -65,6 +65,7 @@ class ChannelPass(StructuredPass):
         check_share("share", self.share)
         if self.score not in SCORES:
             raise WeightsError(f"score must be one of {', '.join(SCORES)}, not {self.score!r}")
+        check_flag("compensate", self.compensate)
         if self.across not in ("layer", "model"):
             raise WeightsError(f'across must be "layer" or "model", not {self.across!r}')
 
@@ -74,9 +75,9 @@ class ChannelPass(StructuredPass):
 
     def apply(self, model: nn.Module, scope: Scope, edits: Edits) -> dict[str, Any]:
         found = sites(model, family_of(model), self.kinds, scope.skip)
-        seen: list[Channels | None] = [None] * len(found)
+        seen = [Channels.empty(0)] * len(found)
         if self.needs_gram:
-            seen = [*channels_of(Walk(model, scope.examples), found, scope.buckets)]
+            seen = channels_of(Walk(model, scope.examples), found, scope.buckets)
         scores = [self.scores(site, at).cpu() for site, at in zip(found, seen, strict=True)]
         for site, score in zip(found, scores, strict=True):
             if not bool(score.isfinite().all()):
@@ -84,16 +85,15 @@ class ChannelPass(StructuredPass):
         kept = self.choose(scores, found)
         for site, at, keep in zip(found, seen, kept, strict=True):
             if not bool(keep.all()):
-                shrink(site, keep, at.mean if at and self.compensate else None, edits)
+                shrink(site, keep, at.mean if self.compensate else None, edits)
         return {f"{site.name}.{site.kind}": [int(k.sum()), len(k)] for site, k in zip(found, kept, strict=True)}
 
-    def scores(self, site: Site, seen: Channels | None) -> Tensor:
+    def scores(self, site: Site, seen: Channels) -> Tensor:
         """``[D]``: of the channels of one site."""
         weight = site.linear(site.reader).weight.detach().float()
         if self.score == "magnitude":
             makers = [site.linear(name).weight.detach().float() for name in site.makers]
             return importance.magnitude(weight, makers, site.width)
-        assert seen is not None
         if self.score == "norm":
             return seen.square.sqrt()
         if self.score == "wifn":
