@@ -10,7 +10,10 @@ from vtc.errors import WeightsError
 from vtc.weights.codec import CompressedLinear
 from vtc.weights.gram import Gram
 from vtc.weights.passes import registry
+from vtc.weights.passes._structure import StructuredPass
 from vtc.weights.terms import LowRank, read_term
+
+FITTED = [name for name in registry if not issubclass(registry[name], StructuredPass)]  # those fit no single layer
 
 
 def dead_columns():
@@ -48,7 +51,7 @@ LAYERS = {
 REFUSABLE = ("one row", "one input", "no token")
 
 
-@pytest.mark.parametrize("name", registry)
+@pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_what_is_stored_is_what_runs(name, kind):
     given = LAYERS[kind]()
@@ -73,14 +76,14 @@ def test_what_is_stored_is_what_runs(name, kind):
     )
 
 
-@pytest.mark.parametrize("name", registry)
+@pytest.mark.parametrize("name", FITTED)
 def test_a_pruned_weight_stays_pruned(name):
     given = pruned()
     matrix = replace(registry[name]().fit(given), parts=())
     assert matrix.matrix is None or not matrix.approximation[~given.mask].any()
 
 
-@pytest.mark.parametrize("name", registry)
+@pytest.mark.parametrize("name", FITTED)
 def test_the_same_twice(name):
     one, other = (registry[name]().fit(layer()) for _ in range(2))
     assert torch.equal(one.approximation, other.approximation) and one.bytes == other.bytes
@@ -94,7 +97,7 @@ def test_a_flag_that_is_a_word_is_refused(name):
             registry[name](**{flag: "no"})
 
 
-@pytest.mark.parametrize("name", [name for name in registry if not registry[name].needs_gram])
+@pytest.mark.parametrize("name", [name for name in FITTED if not registry[name].needs_gram])
 def test_a_pass_that_needs_no_calibration_looks_at_none(name):
     given = layer()
     without = registry[name]().fit(replace(given, gram=Gram.empty(1)))

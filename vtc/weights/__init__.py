@@ -2,6 +2,8 @@
 
 from vtc.weights.compress import compress as compress
 from vtc.weights.hf import register
+from vtc.weights.incremental import in_steps as in_steps
+from vtc.weights.incremental import incrementally as incrementally
 from vtc.weights.recipe import Recipe as Recipe
 
 register()  # transformers finds third-party formats no other way

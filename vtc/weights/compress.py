@@ -15,7 +15,9 @@ from vtc.models.base import Family
 from vtc.weights import hf
 from vtc.weights.balance import weigher
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+from vtc.weights.edits import Edits
 from vtc.weights.gram import Gram
+from vtc.weights.passes._structure import Scope
 from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import block_of, layers_of, part_of
@@ -30,48 +32,68 @@ def compress(
     """Compress the weights of ``model`` in place by ``recipe`` (see ``vtc.weights.recipe``) and return it.
 
     calibration: a few dozen prompts with pictures, as the processor makes them; a token patch that is on the model
-    stays on and is calibrated with. Recipes that only round need none. What every layer lost and weighs stands in
+    stays on and is calibrated with. Recipes that only round need none. Passes over the structure run first, and a model
+    that went through such passes alone may be compressed again. What every layer lost and weighs stands in
     ``model.config.quantization_config.manifest``. On an error, or when interrupted, the model is as it was.
 
     Raises ``WeightsError`` for a recipe, a calibration or a layer that cannot be compressed.
     """
-    from tqdm import tqdm
-
     recipe = Recipe.of(recipe)
-    if hf.config_of(model) is not None:
+    older = hf.config_of(model)
+    if older is not None and any(written["terms"] for written in older.layers.values()):
         raise WeightsError("this model is compressed already; compress the original by one recipe of all passes")
     if recipe.needs_gram and calibration is None:
         raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
+    layers_of(model, family_of(model), recipe.include, recipe.skip)  # names that are wrong, before anything is done
+    examples = list(calibration or [])
+    edits = Edits()
+    edits.resized += [model.get_submodule(name) for name in (older.layers if older else ())]
+    told: dict[str, Any] = {}
+    try:
+        scope = Scope(examples, recipe.buckets, recipe.skip)
+        structure = [{"pass": p.name, **p.apply(model, scope, edits)} for p in recipe.structured]
+        resized = {id(module) for module in edits.resized}
+        names = [name for name, module in model.named_modules() if id(module) in resized]
+        if recipe.fitted or recipe.by_layer:
+            told = _fit_layers(model, recipe, examples, edits, progress)
+    except BaseException:
+        edits.undo()
+        raise
+    manifest = {"recipe": recipe.written(), "structure": structure, "layers": told, "vtc": vtc.__version__}
+    if older is not None:
+        manifest["before"] = older.manifest
+    layers = {name: hf.written(model.get_submodule(name), name in names) for name in dict.fromkeys([*names, *told])}
+    if layers:  # fewer decoder layers alone are an ordinary model
+        hf.mark(model, layers, manifest)
+    return model
+
+
+def _fit_layers(
+    model: nn.Module, recipe: Recipe, examples: list[Example], edits: Edits, progress: bool
+) -> dict[str, dict[str, Any]]:
+    """Fit the recipe's other passes to layer after layer; what each weighs and lost, by name."""
+    from tqdm import tqdm
+
     family = family_of(model)
     layers = layers_of(model, family, recipe.include, recipe.skip)
     for name, _ in recipe.by_layer:
         if name not in layers:
             raise WeightsError(f"by_layer names {name!r}, which is not among the {len(layers)} layers of this model")
-    walk = Walk(model, calibration or []) if recipe.needs_gram else None
+    layers = {name: layer for name, layer in layers.items() if recipe.passes_for(name)}
+    walk = Walk(model, examples) if any(p.needs_gram for name in layers for p in recipe.passes_for(name)) else None
     weigh = None if walk is None else weigher(recipe.buckets, walk)
-    originals: Layers = {}
-    told: dict[str, Any] = {}
-    try:
-        for block, inside in tqdm(
-            in_order(model, family, layers), desc="compressing", unit="block", disable=not progress
-        ):
-            seen = {} if walk is None else walk.see(block, inside)
-            for name, layer in inside.items():
-                gram = None if weigh is None else weigh(block, seen[name])
-                done = fitted(name, layer, gram, recipe.passes_for(name))
-                originals[name] = layer
-                hf.replace_module(model, name, standing_in(layer, done))
-                told[name] = {"bits": done.bits, "bytes": done.bytes, "error": None if gram is None else done.error}
-            if walk is not None and isinstance(block, int):
-                walk.step(block)
-    except BaseException:
-        for name, layer in originals.items():
-            hf.replace_module(model, name, layer)
-        raise
-    module_of: Any = model.get_submodule
-    manifest = {"recipe": recipe.written(), "layers": told, "vtc": vtc.__version__}
-    hf.mark(model, {name: module_of(name).written() for name in told}, manifest)
-    return model
+    told = {}
+    for block, inside in tqdm(in_order(model, family, layers), desc="compressing", unit="block", disable=not progress):
+        seen = {} if walk is None else walk.see(block, inside)
+        for name, layer in inside.items():
+            gram = None if weigh is None else weigh(block, seen[name])
+            done = fitted(name, layer, gram, recipe.passes_for(name))
+            parent, _, child = name.rpartition(".")
+            edits.set(model.get_submodule(parent), child, standing_in(layer, done))
+            told[name] = {"bits": done.bits, "bytes": done.bytes, "error": None if gram is None else done.error}
+        if walk is not None and isinstance(block, int):
+            walk.step(block)
+    return told
 
 
 def in_order(model: nn.Module, family: Family, layers: Layers) -> list[tuple[int | str, Layers]]:

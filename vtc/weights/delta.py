@@ -96,6 +96,8 @@ def difference(
     from tqdm import tqdm
 
     recipe = Recipe.of(recipe)
+    if recipe.structured:
+        raise WeightsError(f"{recipe.structured[0].name} changes the structure, which a delta cannot; leave it out")
     if recipe.needs_gram and calibration is None:
         raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
     changed = _changed(base, tuned)

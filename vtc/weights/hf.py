@@ -20,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vtc.errors import CheckpointError
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+from vtc.weights.structure import recount
 
 METHOD, VERSION = "vtc", 1
 
@@ -78,6 +79,14 @@ def install(model: nn.Module, layers: dict[str, Any]) -> None:
     for name, written in layers.items():
         where = resolve(name, names)
         replace_module(model, where, empty(name, written, names[where]))
+        if "linear" in written:
+            recount(model.get_submodule(where.rpartition(".")[0]))
+
+
+def written(layer: Any, resized: bool) -> dict[str, Any]:
+    """A layer as ``config.json`` describes it; ``resized``: to another size than the model's config says."""
+    found = {"terms": [], "bias": layer.bias is not None} if isinstance(layer, nn.Linear) else layer.written()
+    return found | {"linear": [layer.in_features, layer.out_features]} if resized else found
 
 
 def empty(name: str, written: dict[str, Any], found: nn.Module) -> nn.Module:
@@ -85,7 +94,24 @@ def empty(name: str, written: dict[str, Any], found: nn.Module) -> nn.Module:
     kind: Any = CompressedEmbedding if written.get("embedding") else CompressedLinear
     if not isinstance(found, nn.Embedding if kind is CompressedEmbedding else nn.Linear):
         raise CheckpointError(f"{name} is a {type(found).__name__} in this model; the checkpoint is of another one")
+    if "linear" in written:
+        found = resized(name, written, found)
+        if not written["terms"]:
+            return found
     return kind.read(written, found)
+
+
+def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
+    """A plain layer of the size that ``written`` gives, on the meta device. Raises ``CheckpointError``."""
+    size, dtype = written["linear"], found.weight.dtype
+    whole = isinstance(size, list) and [type(n) for n in size] == [int, int]
+    if not (whole and 0 < size[0] <= found.in_features and 0 < size[1] <= found.out_features):
+        raise CheckpointError(
+            f"{name}: 'linear' is {size!r}, not inputs and outputs of at most [{found.in_features}, "
+            f"{found.out_features}]; save the model again"
+        )
+    inputs, outputs = size
+    return nn.Linear(inputs, outputs, bias=bool(written["bias"]), dtype=dtype, device="meta")
 
 
 def resolve(name: str, names: Any) -> str:

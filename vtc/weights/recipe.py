@@ -23,6 +23,7 @@ from typing import Any
 from vtc.errors import WeightsError
 from vtc.weights.balance import WAYS
 from vtc.weights.passes import registry
+from vtc.weights.passes._structure import StructuredPass
 from vtc.weights.passes.base import Pass
 from vtc.weights.select import PARTS
 
@@ -51,6 +52,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.passes:
             raise WeightsError("a recipe needs at least one pass, like gptq:bits=4")
+        if self.structured != self.passes[: len(self.structured)]:
+            raise WeightsError(f"{self.structured[-1].name} changes the structure; write it before the other passes")
+        if any(isinstance(p, StructuredPass) for _, chain in self.by_layer for p in chain):
+            raise WeightsError("by_layer holds a pass over the structure of the decoder; write it under passes")
+        if self.structured and "decoder" not in self.include:
+            raise WeightsError(f"{self.structured[0].name} changes the decoder; add decoder to include")
         for part in self.include:
             if part not in PARTS:
                 raise WeightsError(f"include: there is no part {part!r}; there are: {', '.join(PARTS)}")
@@ -61,13 +68,23 @@ class Recipe:
             raise WeightsError(f"buckets needs two weights, vision and text, not both 0; it is {self.buckets!r}")
 
     @property
+    def structured(self) -> tuple[StructuredPass, ...]:
+        """The passes over the structure of the decoder; they come first."""
+        return tuple(p for p in self.passes if isinstance(p, StructuredPass))
+
+    @property
+    def fitted(self) -> tuple[Pass, ...]:
+        """The passes that are fitted to one layer after the other."""
+        return self.passes[len(self.structured) :]
+
+    @property
     def needs_gram(self) -> bool:
         chains = [self.passes, *(chain for _, chain in self.by_layer)]
         return any(p.needs_gram for chain in chains for p in chain)
 
     def passes_for(self, name: str) -> tuple[Pass, ...]:
-        """The passes over the layer called ``name``."""
-        return dict(self.by_layer).get(name, self.passes)
+        """The passes that are fitted to the layer called ``name``."""
+        return dict(self.by_layer).get(name, self.fitted)
 
     @classmethod
     def of(cls, given: Any) -> Recipe:
