@@ -217,16 +217,15 @@ def test_bad_samples_are_refused(split, count, seed):
 # The checkpoint
 
 
-@pytest.fixture(scope="module")
-def answerer():
+@pytest.fixture(scope="module", params=["llava", "qwen"])
+def answerer(request):
     """Questions to answers, as a user gets them; left-padded batches."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(checkpoint_path(), local_files_only=True)
-    model = AutoModelForImageTextToText.from_pretrained(
-        checkpoint_path(), dtype=torch.float32, local_files_only=True
-    ).eval()
+    folder = checkpoint_path(request.param)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
     def answer(items):
         inputs = processor(
