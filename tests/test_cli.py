@@ -72,7 +72,9 @@ def test_module_and_command_are_one():
     assert done.returncode == 0 and "Usage: vtc " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "calibrate", "doctor"]
+)
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and len(result.output) > 200
@@ -267,6 +269,17 @@ def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
 def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
     result = call("eval", "--model", "none", "--output", tmp_path, "--benchmarks", "vqav2", "--split", "test")
     assert result.exit_code == 1 and "use --split validation" in result.output
+
+
+def test_calibrate_prints_what_eval_takes(saved):
+    from vtc.eval import cells
+
+    result = call("calibrate", "--model", saved, "--calibration", "scenes:dev", "--examples", "2", "--budget", "50%")
+    assert result.exit_code == 0, result.stderr
+    method = cells.build(result.stdout.strip().splitlines()[-1])
+    assert method.name == "adaptive"
+    for spec in ("adaptive:layer=3:narrow=0.5", "adaptive:layer=null", "divprune+share", "pyramiddrop:layers=[1, 2]"):
+        assert cells.build(cells.spell(cells.build(spec))) == cells.build(spec)
 
 
 def test_sensitivity_asks_any_benchmark(saved, tmp_path):

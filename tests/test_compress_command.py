@@ -87,3 +87,42 @@ def test_compressed_tensors(plain, tmp_path):
 def test_help_teaches():
     text = call("--help").output
     assert "vtc compress ./my-vlm --recipe int4 --calibration scenes:dev" in text and "GPTQ" in text
+
+
+TARGETED = ["--calibration", "scenes:dev", "--examples", 4, "--batch-size", 2]
+CANDIDATES = ["--candidates", "gptq:bits=2:group=8,gptq:bits=4:group=8,gptq:bits=8:group=8"]
+
+
+def test_a_target_gives_each_layer_its_own(plain, tmp_path):
+    result = call(plain, "--target-bits", 6.5, *TARGETED, *CANDIDATES, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["bits"] <= 6.5 and len(set(plan["chosen"].values())) > 1
+    told = hf.config_of(vtc.load(tmp_path / "out")).manifest["layers"]
+    assert sum(layer["bytes"] for layer in told.values()) == plan["bytes"]
+    assert "| layer |" in (tmp_path / "out" / "plan.md").read_text() and (tmp_path / "out" / "plan.png").exists()
+
+
+def test_a_target_is_the_size_of_all_weights(plain, tmp_path):
+    whole = sum(p.stat().st_size for p in plain.glob("*.safetensors"))
+    result = call(
+        plain, "--target", f"{0.8 * whole / 1000:.3f}KB", *TARGETED, *CANDIDATES, "--output", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    tensors = vtc.load(tmp_path / "out").state_dict().values()
+    assert sum(t.numel() * t.element_size() for t in tensors) <= 0.8 * whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "2.5XB", *TARGETED], "2.5GB"),
+        (["--target", "1KB", "--target-bits", 3, *TARGETED], "not both"),
+        (["--target-bits", 3], "give --calibration"),
+        (["--target-bits", 0.5, *TARGETED, *CANDIDATES], "from"),
+        (["--target-bits", 6, "--calibration", "scenes:dev", "--examples", 1], "more --examples"),
+    ],
+)
+def test_targets_out_of_reach(plain, tmp_path, arguments, message):
+    result = call(plain, *arguments, "--output", tmp_path / "out")
+    assert result.exit_code == 1 and message in result.output and not (tmp_path / "out").exists()

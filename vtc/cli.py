@@ -8,6 +8,7 @@ import typer
 
 from vtc.commands.archive import archive, restore, unarchive
 from vtc.commands.benchmarks import list_benchmarks
+from vtc.commands.calibrate import calibrate
 from vtc.commands.compress import compress
 from vtc.commands.demo import demo
 from vtc.commands.doctor import doctor
@@ -41,6 +42,8 @@ def root() -> None:
 
     * `vtc sensitivity --help`: which decoder layers need the picture
 
+    * `vtc compress --help`: smaller weights
+
     * `vtc doctor`: when something is off
     """
 
@@ -51,6 +54,7 @@ app.command("methods")(list_methods)
 app.command("benchmarks")(list_benchmarks)
 app.command()(show)
 app.command()(sensitivity)
+app.command()(calibrate)
 app.command()(compress)
 app.command()(export)
 app.command()(archive)

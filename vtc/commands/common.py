@@ -67,6 +67,26 @@ def sources(data: Path | None, benchmarks: str, data_dir: Path | None, **options
     return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
 
 
+def benchmark(named: str, examples: int, data_dir: Path | None, seed: int) -> Any:
+    """The benchmark that ``NAME`` or ``NAME:SPLIT`` means; without a split its dev split, where it has one."""
+    from vtc.eval import suite
+
+    name, _, split = named.partition(":")
+    found = suite.parse(name, data_dir, split=split, prefer="dev", seed=seed, limit=examples)
+    if len(found) != 1:
+        raise VTCError(f"--calibration {named!r} names {len(found)} benchmarks; give one")
+    return found[0]
+
+
+def batches(model: Any, processor: Any, source: Any, samples: list[Any], size: int) -> list[Any]:
+    """The samples' prompts as the processor makes them."""
+    from vtc.eval.generate import Answerer
+
+    answerer = Answerer(model, processor, source.frame)
+    asked = [answerer.ready(sample, source) for sample in samples]
+    return [answerer.inputs(asked[n : n + size]) for n in range(0, len(asked), size)]
+
+
 def tell(results: Any) -> None:
     """The table, and where everything is."""
     from rich.console import Console

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtc.commands.common import Attn, DataDir, Debug, Device, DType, Seed, user_errors
+from vtc.commands.common import Attn, DataDir, Debug, Device, DType, Seed, batches, benchmark, user_errors
 from vtc.errors import VTCError
 
 
@@ -22,6 +22,11 @@ def compress(
         str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT that the weights are fitted to; see vtc benchmarks.")
     ] = "",
     examples: Annotated[int, typer.Option(min=1, help="Prompts of the calibration; a few dozen do.")] = 32,
+    target: Annotated[str, typer.Option(help="The weights' size, like 2.5GB: each layer gets its own candidate.")] = "",
+    target_bits: Annotated[float, typer.Option(help="The same as bits a weight on average, like 3.5.")] = 0.0,
+    candidates: Annotated[
+        str, typer.Option(help="What a target chooses from, comma separated.")
+    ] = "gptq:bits=2,gptq:bits=3,gptq:bits=4,gptq:bits=8",
     data_dir: DataDir = None,
     method: Annotated[str, typer.Option(help="Compress under this token method, which is saved too.")] = "",
     budget: Annotated[str, typer.Option(help="Its tokens a picture (64) or share (25%).")] = "",
@@ -59,6 +64,12 @@ def compress(
 
         vtc compress ./my-vlm --recipe int8 --format compressed-tensors --output ./for-vllm
 
+        vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev --examples 128 --output ./planned
+
+    With a target every candidate is tried on every layer, alone: half of the examples fit it, the others say what it
+    does to the next token. plan.md, plan.json and plan.png show what was chosen and why. Minutes on a small model,
+    hours on 7B.
+
     Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). Bits count
     scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
     Stopped or killed, the output folder is as it was.
@@ -75,9 +86,12 @@ def compress(
     if bool(method) != bool(budget):
         raise VTCError("give --method and --budget together, or neither")
     folders.check_replaceable(output, CONFIG)
-    plan = Recipe.of(recipe)
-    if plan.needs_gram and not calibration:
-        raise VTCError(f"recipe {recipe} is fitted to prompts; give --calibration, like --calibration scenes:dev")
+    if target and target_bits:
+        raise VTCError("give --target or --target-bits, not both")
+    size, chosen = parse_size(target), Recipe.of(recipe)
+    if (chosen.needs_gram or size or target_bits) and not calibration:
+        what = f"recipe {recipe}" if chosen.needs_gram else "a target"
+        raise VTCError(f"{what} is fitted to prompts; give --calibration, like --calibration scenes:dev")
     patch = (cells.build(method), cells.parse_budget(budget)) if method else None
     source = benchmark(calibration, examples, data_dir, seed) if calibration else None
     samples = [] if source is None else list(source.samples())  # a wrong split is told before a model is loaded
@@ -87,31 +101,61 @@ def compress(
 
         vtc.patch(vlm, patch[0], budget=patch[1])
     prompts = None if source is None else batches(vlm, processor, source, samples, batch_size)
-    run(vlm, plan, calibration=prompts)
+    plan = None
+    if prompts and (size or target_bits):
+        plan = planned(vlm, prompts, candidates, target_bits, size)
+        chosen = plan.recipe(chosen)
+    run(vlm, chosen, calibration=prompts)
     show(vlm)
     save(vlm, output, processor, format=format, verify=verify)
+    if plan is not None:
+        write_plan(plan, output)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     typer.echo(f"{output}: {size:,} bytes of weights, format {format}")
 
 
-def benchmark(named: str, examples: int, data_dir: Path | None, seed: int) -> Any:
-    """The benchmark that ``NAME`` or ``NAME:SPLIT`` means; without a split its dev split, where it has one."""
-    from vtc.eval import suite
-
-    name, _, split = named.partition(":")
-    found = suite.parse(name, data_dir, split=split, prefer="dev", seed=seed, limit=examples)
-    if len(found) != 1:
-        raise VTCError(f"--calibration {named!r} names {len(found)} benchmarks; give one")
-    return found[0]
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def batches(model: Any, processor: Any, source: Any, samples: list[Any], size: int) -> list[Any]:
-    """The samples' prompts as the processor makes them."""
-    from vtc.eval.generate import Answerer
+def parse_size(text: str) -> float:
+    """``2.5GB`` in bytes; 0 where nothing is given."""
+    number = text.strip().upper().rstrip("BGIKM")
+    unit = text.strip().upper()[len(number) :].strip()
+    try:
+        return float(number) * UNITS[unit] if text else 0.0
+    except (ValueError, KeyError):
+        raise VTCError(f"size {text!r} is not a number of bytes; write it like 900MB or 2.5GB") from None
 
-    answerer = Answerer(model, processor, source.frame)
-    asked = [answerer.ready(sample, source) for sample in samples]
-    return [answerer.inputs(asked[n : n + size]) for n in range(0, len(asked), size)]
+
+def planned(model: Any, prompts: list[Any], candidates: str, bits: float, size: float) -> Any:
+    """The plan whose weights take ``bits`` a weight, or with all other tensors ``size`` bytes."""
+    from vtc.weights.plan import allocate, trials
+
+    half = len(prompts) // 2
+    if not half:
+        raise VTCError("a target needs two batches of prompts, to fit and to compare; give more --examples")
+    texts = [text.strip() for text in candidates.split(",") if text.strip()]
+    tried = trials(model, prompts[:half], prompts[half:], texts)
+    if bits:
+        return allocate(tried, bits=bits)
+    tensors = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
+    names = {trial.layer for trial in tried}
+    planned_for = sum(
+        model.get_submodule(n).weight.numel() * model.get_submodule(n).weight.element_size() for n in names
+    )
+    return allocate(tried, limit=size - (sum(tensors.values()) - planned_for))
+
+
+def write_plan(plan: Any, folder: Path) -> None:
+    """plan.md, plan.json and, where matplotlib is, plan.png."""
+    from vtc.eval import plots
+    from vtc.eval.files import write_atomic, write_json, write_text
+    from vtc.weights import plan_report
+
+    write_text(folder / "plan.md", plan_report.table(plan))
+    write_json(folder / "plan.json", plan.written())
+    if plots.available():
+        write_atomic(folder / "plan.png", lambda path: plan_report.plot(plan, path))
 
 
 def show(model: Any) -> None:

@@ -77,6 +77,12 @@ def build(spec: str) -> Method:
         raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
 
 
+def spell(method: Method) -> str:
+    """The text that ``build`` makes ``method`` of, without options that are at their defaults."""
+    options = {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
+    return ":".join([method.name, *(f"{name}={json.dumps(value)}" for name, value in options.items())])
+
+
 def literal(text: str) -> Any:
     """``3``, ``0.5``, ``true`` as JSON reads them; anything else is a text."""
     try:

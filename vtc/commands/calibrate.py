@@ -1,0 +1,53 @@
+"""``vtc calibrate``: where in a model's decoder the question decides."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vtc.commands.common import (
+    Attn,
+    DataDir,
+    Debug,
+    Device,
+    DType,
+    Model,
+    Seed,
+    batches,
+    benchmark,
+    user_errors,
+)
+
+
+@user_errors
+def calibrate(
+    model: Model,
+    calibration: Annotated[str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT; answers are not looked at.")],
+    examples: Annotated[int, typer.Option(min=1, help="Prompts; a few dozen do.")] = 48,
+    budget: Annotated[str, typer.Option(help="The least that matters: tokens a picture, or a share.")] = "3.125%",
+    data_dir: DataDir = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    attn: Attn = "auto",
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Find the layer and width of adaptive's second cut for a model, and print them as vtc eval takes them.
+
+        vtc calibrate --model ./my-vlm --calibration scenes:dev
+
+        vtc eval --model ./my-vlm --methods "$(vtc calibrate --model ./my-vlm --calibration scenes:dev)" ...
+
+    In Python: vtc.patch(model, vtc.calibrate(model, prompts), budget).
+    """
+    from vtc.calibration import calibrate as run
+    from vtc.eval import cells
+    from vtc.eval.load import load
+
+    least = cells.parse_budget(budget)
+    source = benchmark(calibration, examples, data_dir, seed)
+    samples = list(source.samples())
+    vlm, processor = load(model, dtype, device, attn)
+    typer.echo(cells.spell(run(vlm, batches(vlm, processor, source, samples, batch_size), least)))
