@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from vtc.methods.base import Method
 from vtc.signals import RaterAttention, Signal, TextPivots, TowerGroups, TowerKeys
@@ -76,6 +77,13 @@ def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal
     groups = vectors[..., 0].round()
     made = {TowerKeys: vectors, TowerGroups: groups, RaterAttention: vectors.exp(), TextPivots: pivots}
     return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
+
+
+def ready(method: Method) -> Method:
+    """The method as a patch on a model of ``WIDTH`` channels holds it: with its learned part, where it has one."""
+    model = nn.Module()
+    model.config = PretrainedConfig(hidden_size=WIDTH)
+    return method.bound(method.build(model))
 
 
 def reduce(method: Method, tokens: VisionTokens, keep: list[int], stage: int = 0) -> Reduction:

@@ -13,7 +13,7 @@ from vtc.models import family_of
 
 REPLAYED = (
     *("divprune", "bipartite", "prumerge", "vscan", "fastv", "pyramiddrop", "fastvid", "sparsevlm"),
-    *("act", "kvmerge", "tome"),
+    *("act", "kvmerge", "tome", "perceiver"),
 )
 
 
@@ -124,25 +124,6 @@ def test_a_label_after_a_dropped_token_is_predicted_by_its_kept_predecessor(fami
     behind = [max((k for k in kept if k <= r), default=min(kept)) for r in rows]
     assert torch.equal(out.logits[0], out.logits[0, behind])
     assert torch.isfinite(out.loss)
-
-
-def test_a_method_that_makes_its_own_features_learns(model_of, monkeypatch):
-    """Gradients flow through ``reduce`` of a method with ``build`` (a learned one)."""
-    model = model_of("llava")
-    scale = torch.nn.Parameter(torch.ones(()))
-
-    class Learned(type(vtc.methods.Random())):
-        def build(self, model):
-            return torch.nn.Identity()
-
-        def reduce(self, stage, tokens, signals, keep):
-            r = super().reduce(stage, tokens, signals, keep)
-            made = tokens.features.gather(1, r.anchor[..., None].expand(-1, -1, tokens.features.shape[2])) * scale
-            return vtc.Reduction(r.slot, r.anchor, None, made)
-
-    vtc.patch(model, Learned(), budget=0.4)
-    assert gradient(model, zoo.prompt(model, 1)).abs().max() > 0
-    assert scale.grad is not None and scale.grad != 0
 
 
 def test_a_training_step_lowers_the_loss():

@@ -35,14 +35,12 @@ class Engine:
     """Runs one method at one budget on one model. Installs nothing: ``patching.Patch`` does, and undoes it."""
 
     def __init__(self, family: Family, method: Method, budget: Budget):
-        self.family, self.method, self.budget = family, method, budget
-        if isinstance(method.spend, Spend):
-            method.spend.agree(budget)
+        self.family, self.method = family, method
         self.depth = len(family.layers)
         self.stage_at = self._place_stages()
         self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
         self.listener = Listener(family)
-        self.keys = self._key_reducer() if method.reduces_keys else None
+        self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
@@ -50,6 +48,13 @@ class Engine:
         self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Spend ``budget`` from the next forward on."""
+        if isinstance(self.method.spend, Spend):
+            self.method.spend.agree(budget)
+        self.budget = budget
+        self.keys = self._key_reducer() if self.method.reduces_keys else None
 
     def _place_stages(self) -> dict[int, int]:
         """Decoder layer -> stage."""
@@ -156,7 +161,8 @@ class Engine:
             run.used = True
         held = cache_bytes(cache)
         self._report = None
-        self._finish = lambda: summarise(p, self.family, self.method, self.budget, self.stage_at, held)
+        budget = self.budget
+        self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
 
     def _all_cut(self, p: Pass) -> bool:
         if self.keys is None:
@@ -223,8 +229,7 @@ class Engine:
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over and self.keys is None:
-            learned = torch.is_grad_enabled() and hasattr(self.method, "build")
-            with p.clock, torch.set_grad_enabled(learned):
+            with p.clock, torch.no_grad():  # gradients flow through the values, which a replay makes anew
                 seen = states if plan.regather is None else regather(states, p, plan.regather)
                 plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
             p.cuts.append(plan.enter)

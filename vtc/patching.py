@@ -28,16 +28,21 @@ from vtc.tokens import Budget
 from vtc.tower import MergingTower, unmasked
 
 ATTRIBUTE = "_vtc_patch"
+LEARNED = "vtc_learned"  # the submodule that holds what a method learns
 One = str | Method | type[Method]
 Given = One | list[One] | tuple[One, ...]
 DEFAULT_METHOD, DEFAULT_BUDGET = "adaptive", 0.25
 
 
 class Patch:
-    """One method at one budget on one model. Reachable as ``vtc.patch_of(model)``; undone by ``vtc.unpatch(model)``."""
+    """One method at one budget on one model. Reachable as ``vtc.patch_of(model)``; undone by ``vtc.unpatch(model)``.
+
+    What a method learns is a submodule of the model while the patch is on, ``model.vtc_learned``: parameters, state
+    dict, ``.to`` and ``.train`` see it. ``patch_of(model).method.module`` is the same object.
+    """
 
     def __init__(self, model: nn.Module, method: Method, budget: Budget):
-        self.model, self.method, self.budget = unwrapped(model), method, budget
+        self.model, self.budget = unwrapped(model), budget
         self.family = family_of(self.model)
         devices = {str(p.device) for p in self.family.layers.parameters()}
         if len(devices) > 1:
@@ -45,8 +50,25 @@ class Patch:
                 f"the decoder layers stand on {len(devices)} devices ({', '.join(sorted(devices))}) and rows are "
                 "gathered on one; load the model on a single device"
             )
-        self.engine = Engine(self.family, method, budget)
+        self.method = method.bound(self._learned(method))
+        self.engine = Engine(self.family, self.method, budget)
         self._undo: list[Callable[[], Any]] = []
+
+    def _learned(self, method: Method) -> nn.Module | None:
+        """The learned part of ``method``: that of an equal method this model is patched with, or a new one."""
+        older = patch_of(self.model)
+        if older is not None and older.method == method:
+            return older.method.module
+        module = method.build(self.model)
+        if module is None:
+            return None
+        like = next(p for p in self.family.decoder.parameters() if p.is_floating_point())
+        return module.to(like.device, like.dtype).train(self.model.training)
+
+    def set_budget(self, budget: int | float | Budget) -> None:
+        """Spend another budget from the next forward on; what was learned stays. Raises ``BudgetError``."""
+        self.budget = Budget.of(budget)
+        self.engine.set_budget(self.budget)
 
     def __deepcopy__(self, memo: dict) -> Patch:
         raise VTCError("a patched model cannot be copied: vtc.unpatch it, copy, then vtc.patch the copy as well")
@@ -62,6 +84,8 @@ class Patch:
 
     def _make_changes(self) -> None:
         family, engine = self.family, self.engine
+        if self.method.module is not None:
+            self._own(self.method.module)
         for modality in ("image", "video"):
             if hasattr(family.base, f"get_{modality}_features"):
                 self._wrap_tower(family.base, modality)
@@ -80,6 +104,10 @@ class Patch:
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
         forget_compiled()
+
+    def _own(self, module: nn.Module) -> None:
+        self.model.add_module(LEARNED, module)
+        self._undo.append(lambda: self.model._modules.pop(LEARNED))
 
     def _replace(self, module: nn.Module, name: str, value: Any) -> None:
         """Shadow a method of one module; undone by taking the shadow away (or putting an older one back)."""
@@ -276,8 +304,8 @@ def patch(
     method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor. Of a
     list, one runs after the other under the one budget.
     budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens).
-    Patching again replaces the patch. Returns the same object. Raises ``UnsupportedModel``, ``BudgetError``,
-    ``UnknownName``; the model is unchanged after an error.
+    Patching again replaces the patch; an equal learned method keeps what it has learned. Returns the same object.
+    Raises ``UnsupportedModel``, ``BudgetError``, ``UnknownName``; the model is unchanged after an error.
     """
     kind = patch_kind(model)
     if method is None:

@@ -12,8 +12,8 @@ def share(tokens: VisionTokens, reduction: Reduction) -> Reduction:
     """``reduction`` with every dropped token in the slot of its nearest anchor (largest cosine of the features, lower
     index on ties), so that sizes by slot add up to the tokens there were.
 
-    Slots become size-weighted means. Where the method has its own weights or features, its values stay as they are and
-    only the sizes grow. A token with a NaN has no nearest anchor and stays dropped.
+    Slots become size-weighted means. Where the method has its own weights, its values stay as they are and only the
+    sizes grow. A token with a NaN has no nearest anchor and stays dropped.
     """
     dropped = tokens.valid & (reduction.slot < 0)
     index = reduction.anchor.clamp(min=0)[..., None].expand(-1, -1, tokens.features.shape[2])
@@ -22,4 +22,4 @@ def share(tokens: VisionTokens, reduction: Reduction) -> Reduction:
     if weight is not None:
         weight = torch.where(dropped, torch.zeros_like(weight), weight)
     slot = slot.where(dropped, reduction.slot)
-    return Reduction(slot, reduction.anchor, weight, reduction.features, also=reduction.also)
+    return Reduction(slot, reduction.anchor, weight, reduction.refine, also=reduction.also)

@@ -178,10 +178,10 @@ def merge_rows(states: Tensor, cut: Cut) -> Tensor:
     reduction, tokens = cut.reduction, cut.tokens
     if not reduction.merges:
         return out
-    value = reduction.features
-    if value is None:
-        incoming = gather_rows(states[tokens.prompt], cut.position)
-        value = merge_slots(incoming, cut)
+    incoming = gather_rows(states[tokens.prompt], cut.position)
+    value = merge_slots(incoming, cut)
+    if reduction.refine is not None:
+        value = reduction.refine(incoming, value)
     return at_anchors(out, cut, value, accumulate=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -87,14 +88,16 @@ class Reduction:
     one token then keeps that token's value bit for bit);
     also: further ``(token, slot, weight)``, ``[I, M]`` each: tokens whose weighted sums are added to the values of
     slots they are not in (slot -1 = nothing); sizes stay as they are, and ``weight`` must be given;
-    features ``[I, K, D]`` or None: the slots' values when the method makes them itself;
+    refine: what a learned method makes of the slots: a function of the tokens' features ``[I, N, D]`` and the slots'
+    values ``[I, K, D]`` that gives the values that go on; differentiable, and called anew where a layer is replayed
+    for its gradient;
     merges: False promises that every slot is one token with its own value (set by ``keep``), so nothing is summed.
     """
 
     slot: Tensor
     anchor: Tensor
     weight: Tensor | None = None
-    features: Tensor | None = None
+    refine: Callable[[Tensor, Tensor], Tensor] | None = None
     merges: bool = True
     also: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
 

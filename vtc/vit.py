@@ -38,6 +38,9 @@ class VitPatch(Patch):
         self.tokens = [0] * len(self.blocks)
         self._undo: list[Callable[[], Any]] = []
 
+    def set_budget(self, budget: int | float | Budget) -> None:
+        self.budget = Budget.of(budget)
+
     def _make_changes(self) -> None:
         for index, block in enumerate(self.blocks):
             merging = MergingBlock(block, index, self.prefix, lambda states: Plan(self.away), self.left)

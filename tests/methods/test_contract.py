@@ -10,16 +10,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import golden
-from tests.pictures import batch, check, picture, reduce, signals
+from tests.pictures import batch, check, picture, ready, reduce, signals
 from tests.tolerances import assert_same
 from vtc.kernels.merge import merge
 from vtc.methods import registry
 from vtc.share import share
 
-METHODS = {name: method() for name, method in registry.items() if not hasattr(method, "build")}
+METHODS = {name: ready(method()) for name, method in registry.items()}
 RANKING = (  # they keep the best by a score or a distance
     *("cdpruner", "dart", "divprune", "fastervlm", "fastv", "hired", "hiprune", "holov", "prumerge"),
-    *("pyramiddrop", "scope", "sparsevlm_v2", "vscan"),
+    *("perceiver", "pyramiddrop", "scope", "sparsevlm_v2", "vscan"),
 )
 each = pytest.mark.parametrize("name", METHODS)
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

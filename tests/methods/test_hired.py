@@ -177,7 +177,7 @@ def test_values_a_selector_makes_itself_are_refused():
     class Own(vtc.methods.DivPrune):
         def reduce(self, stage, tokens, signals, keep):
             r = super().reduce(stage, tokens, signals, keep)
-            return Reduction(r.slot, r.anchor, features=tokens.features[:, : max(keep)])
+            return Reduction(r.slot, r.anchor, refine=lambda features, values: values)
 
     tokens, method = batch([picture((2, 2, 2), 1)]), HiRED(select=Own())
     with pytest.raises(ValueError, match="makes the values of its slots itself"):

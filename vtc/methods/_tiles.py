@@ -19,7 +19,7 @@ def reduce_tiles(
     is dropped. Everything the method sees of another tile is that it is another picture of the batch."""
     member, count = members(tile.where(tokens.valid & (quota.gather(1, tile) > 0), -1), quota.shape[1])
     r = method.reduce(0, pictures(member, count, tokens), spread(member, method, signals), quota.flatten().tolist())
-    if r.features is not None:
+    if r.refine is not None:
         raise ValueError(f"hired: {method.name} makes the values of its slots itself, which cannot be put together")
     owner = member.flatten(1)  # the token at each place of a picture's tiles
     leader = scatter_valid(torch.full_like(tokens.row, -1), owner, leaders(member, r.anchor, r.slot))

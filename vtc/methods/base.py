@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.signals import Signal, TowerGroups
 from vtc.spend import EQUAL, Spend
@@ -72,6 +73,7 @@ class Method:
     trains: ClassVar[bool] = False  # gradients flow through merged values
     gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
     compares_frames: ClassVar[bool] = False  # and nothing else: of a still picture it keeps the first tokens
+    learns: ClassVar[bool] = False  # it has parameters, made by ``build``
     reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)
@@ -102,6 +104,22 @@ class Method:
                 'and this method cuts elsewhere; leave it at "equal", or use a method such as divprune'
             )
 
+    @property
+    def module(self) -> nn.Module | None:
+        """What ``build`` made for the model that is patched; None before, and of a method that learns nothing."""
+        return self.__dict__.get("_module")
+
+    def build(self, model: nn.Module) -> nn.Module | None:
+        """A learned method's parameters for this model, which the patch owns, or None. Of the method itself: until
+        they are trained it does something that works."""
+        return None
+
+    def bound(self, module: nn.Module | None) -> Self:
+        """This method with ``module`` as its learned part: the same options, equal to it."""
+        out = copy.copy(self)
+        object.__setattr__(out, "_module", module)
+        return out
+
     def stages(self) -> tuple[Stage, ...]:
         """Where it cuts, in order of depth."""
         return (Stage(0),)
@@ -118,6 +136,7 @@ class Method:
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
         """Reduce each picture i to exactly ``keep[i] <= tokens.count[i]`` slots.
 
-        Called only when some picture must shrink; pure, deterministic, batched over the pictures.
+        Called only when some picture must shrink, and without gradients: those of a learned method flow through
+        ``Reduction.refine``. Pure, deterministic, batched over the pictures.
         """
         raise TypeError(f"{type(self).__name__} does not define reduce(stage, tokens, signals, keep)")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
@@ -45,6 +45,18 @@ class Combined(Method):
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
         super().__post_init__()
+
+    def build(self, model: nn.Module) -> nn.Module | None:
+        built = {str(n): method.build(model) for n, method in enumerate(self.methods)}
+        learned = {n: module for n, module in built.items() if module is not None}
+        return nn.ModuleDict(learned) if learned else None
+
+    def bound(self, module: nn.Module | None) -> Self:
+        parts = dict(module.named_children()) if module is not None else {}
+        methods = tuple(method.bound(parts.get(str(n))) for n, method in enumerate(self.methods))
+        out = super().bound(module)
+        object.__setattr__(out, "methods", methods)
+        return out
 
     def _parts(self) -> list[tuple[Method, int, Stage]]:
         """(method, its own stage, that stage with powers and factors counted from the picture) for every stage."""

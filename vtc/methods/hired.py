@@ -91,6 +91,7 @@ def selector(select: object) -> Method:
         "gives quotas to tiles itself": isinstance(method, HiRED),
         "compares frames, and a tile is one": method.compares_frames,
         "merges in the tower, before the quotas are known": TowerGroups() in method.signals(0),
+        "has parameters, which the patch would not own": method.learns,
         "has a spend of its own, and the tiles share one budget": method.spend != EQUAL,
     }
     for reason, holds in reasons.items():
