@@ -25,7 +25,6 @@ from vtc.eval.benchmarks import registry
 from vtc.eval.files import write_json, write_text
 from vtc.eval.generate import Answerer
 from vtc.weights import hf
-from vtc.weights.codec import CompressedLinear
 from vtc.weights.plan import Probe
 
 RECIPES = (
@@ -52,7 +51,13 @@ RECIPES = (
     "asvd:keep=0.6",
     "svdllm:keep=0.6",
     "bolaco:keep=0.6",
+    "neurons:share=0.4",
+    '{"passes": ["gptq:bits=3"], "buckets": "pooled"}',
+    '{"passes": ["gptq:bits=3"], "buckets": "gradient"}',
+    '{"passes": ["gptq:bits=2"], "buckets": "pooled"}',
+    '{"passes": ["gptq:bits=2"], "buckets": "gradient"}',
 )
+TOKENS = ("divprune", 0.25)  # the token patch that every recipe is also asked under, with share
 
 
 def main() -> None:
@@ -112,11 +117,14 @@ class Bench:
         gc.collect()
         started = time.perf_counter()
         if recipe != "plain":
-            vtc.compress(model, recipe, self.calibration, progress=False)
+            given = json.loads(recipe) if recipe.startswith("{") else recipe
+            vtc.compress(model, given, self.calibration, progress=False)
         seconds = time.perf_counter() - started
         probe = Probe(model, self.heldout)
         probe.want = self.probe.want
         found = {"seconds": seconds, "accuracy": self.accuracy(model), "divergence": probe.now()}
+        with vtc.patched(model, vtc.methods.registry[TOKENS[0]](share=True), budget=TOKENS[1]):
+            found["patched"] = self.accuracy(model)
         return found | self.sizes(model) | self.times(model)
 
     def accuracy(self, model: Any) -> float:
@@ -130,16 +138,17 @@ class Bench:
 
     def sizes(self, model: Any) -> dict[str, float]:
         """Bytes of the layers that are compressed (those of the plain model there), of the file, and resident."""
-        layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
-        if not layers:
-            names = [n for n, m in self.plain.model.language_model.layers.named_modules() if hasattr(m, "in_features")]
-            layers = [self.plain.model.language_model.layers.get_submodule(n) for n in names]
+        layers = linears(model)
         held = sum(t.numel() * t.element_size() for m in layers for t in [*m.buffers(), *m.parameters()])
         copies = sum(
             t.numel() * t.element_size() for m in layers for _, p in getattr(m, "_packed", {}).values() for t in p
         )
         everything = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-        weights = sum(m.in_features * m.out_features for m in layers)
+        weights = sum(
+            m.in_features * m.out_features
+            for m in self.plain.model.language_model.layers.modules()
+            if hasattr(m, "in_features")
+        )
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             disk = sum(p.stat().st_size for p in Path(folder).glob("*.safetensors"))
@@ -169,6 +178,11 @@ class Bench:
         return {kind: statistics.quantiles(values, n=4) for kind, values in ratios.items()}
 
 
+def linears(model: Any) -> list[Any]:
+    """The decoder's linear layers, compressed or not."""
+    return [m for m in model.model.language_model.layers.modules() if hasattr(m, "in_features")]
+
+
 @torch.no_grad()
 def clock(model: Any, inputs: dict[str, Any], new: int) -> float:
     """Seconds of a prefill (new = 0), or of ``new`` tokens after one."""
@@ -192,14 +206,15 @@ def table(found: dict[str, Any], args: argparse.Namespace) -> str:
         f"others; {args.dtype}, {torch.get_num_threads()} thread(s), torch {torch.__version__}. Layers: those of the "
         f"decoder, {plain['layer_bytes']:,} bytes plain. Times: median ratio to the plain model (quartiles).",
         "",
-        "| recipe | accuracy | divergence (nats) | bits a weight | of the layers' bytes | file | output error "
-        "| prefill | decode | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| recipe | accuracy | with 25 % of the tokens | divergence (nats) | bits a weight | of the layers' bytes "
+        "| file | output error | prefill | decode | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found.items():
         prefill, decode = (f"{m:.2f} ({a:.2f}–{b:.2f})" for a, m, b in (row["prefill"], row["decode"]))
         lines.append(
-            f"| {name.replace('|', ' then ')} | {100 * row['accuracy']:.1f} | {row['divergence']:.4f} | "
+            f"| {name.replace('|', ' then ')} | {100 * row['accuracy']:.1f} | {100 * row['patched']:.1f} | "
+            f"{row['divergence']:.4f} | "
             f"{row['bits']:.2f} | {100 * row['layer_bytes'] / plain['layer_bytes']:.1f} % | {row['file']:,} | "
             f"{row['error']:.2g} | {prefill} | {decode} | {row['seconds']:.1f} |"
         )
