@@ -36,7 +36,7 @@ PARTS = {
     ),
     "methods": ("methods", "models", "signals", "share", "spend", "cache", "masks", "rows", "groups", "units"),
     "kernels": ("kernels", "merge"),
-    "tokens": ("tokens", "registry", "errors", "folders"),
+    "tokens": ("tokens", "registry", "errors", "folders", "pages"),
 }
 PART = {module: part for part, modules in PARTS.items() for module in modules}
 TRANSFORMERS = {

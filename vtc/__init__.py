@@ -21,6 +21,8 @@ _WHERE = {
     "compress": "weights.compress",
     "save": "checkpoint",
     "load": "checkpoint",
+    "render_text": "pages",
+    "pages_needed": "pages",
     "Budget": "tokens",
     "VisionTokens": "tokens",
     "Reduction": "tokens",
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from vtc.calibration import calibrate_spend as calibrate_spend
     from vtc.checkpoint import load as load
     from vtc.checkpoint import save as save
+    from vtc.pages import pages_needed as pages_needed
+    from vtc.pages import render_text as render_text
     from vtc.patching import patch as patch
     from vtc.patching import patch_of as patch_of
     from vtc.patching import patched as patched

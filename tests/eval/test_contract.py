@@ -14,7 +14,7 @@ from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.catalogue import benchmark_table
 
 WRONG = ("?", "yes", "no", "(A)", "(B)")  # POPE's parser takes anything for a yes; at most one of these is right
-DRAWN = ("scenes",)  # needs no files
+DRAWN = ("scenes", "read_pages")  # need no files
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_network_is_watched(offline):
 @pytest.mark.parametrize("name", registry)
 def test_contract(name, tmp_path, offline):
     assert name in {*FILES, *DRAWN, "jsonl", "tsv", "easy_vqa"}, "write its rows in tests/eval/public.py"
-    limit = 9 if name == "scenes" else None
+    limit = 9 if name in DRAWN else None
     benchmark = benchmark_of(name, tmp_path, limit=limit)
     samples = list(benchmark.samples())
     assert isinstance(benchmark, Benchmark) and benchmark.name == name and benchmark.split == benchmark.splits[0]
@@ -65,7 +65,7 @@ def test_contract(name, tmp_path, offline):
 @pytest.mark.parametrize("name", registry)
 @pytest.mark.parametrize("limit", [1, 2])
 def test_limit(name, limit, tmp_path):
-    whole = list(islice(benchmark_of(name, tmp_path, limit=9 if name == "scenes" else None).samples(), 50))
+    whole = list(islice(benchmark_of(name, tmp_path, limit=9 if name in DRAWN else None).samples(), 50))
     benchmark = registry[name](
         data=next(tmp_path.glob("q*.*"), None), data_dir=None if name in DRAWN else tmp_path, limit=limit
     )

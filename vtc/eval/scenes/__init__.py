@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .ask import ONE_HOP, TWO_HOP, TYPES, Question, ask
 from .draw import CROWD, PATCH, SIZE, Object, Scene, scene
+from .page import page
 from .sample import PROMPT, Sample, samples
 from .splits import SPLITS
 
@@ -25,6 +26,7 @@ __all__ = [
     "Scene",
     "ask",
     "checkpoint_path",
+    "page",
     "samples",
     "scene",
 ]

@@ -1,5 +1,6 @@
 """Pictures from a seed: small coloured objects on a busy ground. Needs numpy and Pillow only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,8 +51,8 @@ Wish = tuple[str, str, str]
 class _Board:
     """Which parts of the picture are taken."""
 
-    def __init__(self) -> None:
-        self.boxes: list[Box] = []
+    def __init__(self, taken: Sequence[Object] = ()) -> None:
+        self.boxes: list[Box] = [o.box for o in taken]
 
     def take(self, box: Box) -> Box | None:
         """The box, now taken, or None where it leaves the picture or comes within two pixels of another."""
@@ -138,7 +139,7 @@ def _hubs(objects: list[Object], kind: str) -> list[Object]:
     return [o for o in objects if o.kind == "shape"][:2] if kind == "digit" else []
 
 
-def _layout(rng: np.random.Generator, wishes: list[Wish]) -> tuple[list[Object], list[np.ndarray], _Board]:
+def _layout(rng: np.random.Generator, wishes: list[Wish]) -> tuple[list[Object], list[np.ndarray]]:
     """Places for the wishes; one that finds none is left out."""
     board = _Board()
     objects: list[Object] = []
@@ -153,7 +154,7 @@ def _layout(rng: np.random.Generator, wishes: list[Wish]) -> tuple[list[Object],
         if box:
             objects.append(Object(kind, name, color, box))
             masks.append(mask)
-    return objects, masks, board
+    return objects, masks
 
 
 def _upsampling(cells: int) -> np.ndarray:
@@ -210,11 +211,16 @@ def scene(seed: int, crowded: bool = False, easy: bool = False) -> Scene:
     if crowded and easy:
         raise ValueError("crowded=True and easy=True exclude each other: pass one of them")
     rng = np.random.default_rng(seed)
-    objects, masks, board = _layout(rng, _wishes(rng, crowded, easy))
+    objects, masks = _layout(rng, _wishes(rng, crowded, easy))
     while crowded and len(objects) < CROWD:
-        objects, masks, board = _layout(rng, _wishes(rng, crowded, easy))
+        objects, masks = _layout(rng, _wishes(rng, crowded, easy))
+    return compose(rng, objects, masks)
+
+
+def compose(rng: np.random.Generator, objects: Sequence[Object], masks: Sequence[np.ndarray]) -> Scene:
+    """Objects that have their places, on a ground and among decoys of their own."""
     canvas = _ground(rng)
-    decoys = _decoys(canvas, rng, board)
+    decoys = _decoys(canvas, rng, _Board(objects))
     for item, mask in zip(objects, masks, strict=True):
         _paint(canvas, rng, item, mask)
     canvas += 8 * rng.standard_normal(canvas.shape, np.float32)

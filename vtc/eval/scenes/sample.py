@@ -35,7 +35,8 @@ class Sample:
         return PROMPT.format(question=self.question)
 
 
-def _first_scene(split: str, seed: int) -> int:
+def first_scene(split: str, seed: int) -> int:
+    """The first scene of a block of a split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     blocks = len(SPLITS[split]) // STRIDE
@@ -64,7 +65,7 @@ def samples(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count is {count!r}, but must be a whole number of at least 1")
     types = check_types(types)
-    first = _first_scene(split, seed)
+    first = first_scene(split, seed)
     return _balanced(split, count, range(first, first + STRIDE), crowded, types)
 
 
