@@ -16,7 +16,7 @@ ORDER = ("cli", "integrations", "eval", "weights", "patching", "engine", "method
 PARTS = {
     "cli": ("cli", "commands", "__main__", "doctor"),
     "integrations": ("integrations",),
-    "eval": ("eval",),
+    "eval": ("eval", "training"),
     "weights": ("weights", "checkpoint", "verification"),
     "patching": ("patching", "vit", "calibration"),
     "engine": (
