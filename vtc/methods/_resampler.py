@@ -18,8 +18,8 @@ class Resampler(nn.Module):
     """``depth`` blocks of cross-attention and feed-forward at ``width`` channels, for values of ``channels``.
 
     Latent k, the k-th token chosen, starts from its token's value and ``latents[k]``. The output is the value plus a
-    projection that starts at zero: untrained, nothing changes. Positions are rotary over (t, y, x) and relative, so
-    there is no largest picture.
+    projection, in units of the value's own size, that starts at zero: untrained, nothing changes. Positions are rotary
+    over (t, y, x) and relative, so there is no largest picture.
     """
 
     def __init__(self, channels: int, latents: int, depth: int, width: int):
@@ -43,12 +43,14 @@ class Resampler(nn.Module):
         at = grid.gather(1, anchor.clamp(min=0)[..., None].expand(-1, -1, 3))
         crowd = valid.sum(1) / used.sum(1).clamp(min=1)  # tokens a latent stands for
         tokens = self.read_tokens(features.where(valid[..., None], 0).to(dtype))
-        latents = self.read_values(values.where(used[..., None], 0).to(dtype)) + self.latents[rank]
+        start = values.where(used[..., None], 0).to(dtype)
+        latents = self.read_values(start) + self.latents[rank]
         latents = latents + self.crowd * crowd.to(dtype).clamp(min=1).log()[:, None, None]
         where = Places(at, torch.cat([grid, at], dim=1), torch.cat([valid, used], dim=1), crowd)
         for block in self.blocks:
             latents = block(latents, tokens, where)
-        return values + self.write(self.norm(latents)).to(values.dtype)
+        change = rms(start) * self.write(self.norm(latents))
+        return values + change.to(values.dtype)
 
 
 class Places:
@@ -94,6 +96,12 @@ class Block(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, HEAD)).transpose(1, 2)
+
+
+def rms(x: Tensor) -> Tensor:
+    """``[..., 1]``: root of the mean square of the channels, at least 1e-6."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.square().mean(dim=-1, keepdim=True).clamp(min=1e-12).sqrt().to(x.dtype)
 
 
 def angles(grid: Tensor) -> Tensor:
