@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 import vtc
 from vtc import folders
+from vtc.adapter import load_learned, save_learned
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
@@ -111,12 +113,15 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
 
     patch, compression = patch_of(model), compression_of(model)
     try:
-        if format == "compressed-tensors":
-            from vtc.weights import compressed_tensors
+        with nullcontext() if patch is None else patch.learned_aside():
+            if format == "compressed-tensors":
+                from vtc.weights import compressed_tensors
 
-            compressed_tensors.save_pretrained(model, folder)
-        else:
-            model.save_pretrained(folder)
+                compressed_tensors.save_pretrained(model, folder)
+            else:
+                model.save_pretrained(folder)
+        if patch is not None:
+            save_learned(patch.method.module, folder)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if processor is not None:
@@ -137,8 +142,8 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
 def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     """The model saved in ``folder``, compressed and patched as it was. ``kwargs`` go to ``from_pretrained``.
 
-    Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version, or
-    weights that are not the ones that were saved.
+    Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version,
+    weights that are not the ones that were saved, or learned tensors that do not fit the method.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -167,7 +172,8 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
             f"{folder}: weights and model do not fit ({lost}); save the plain model, without adapters"
         )
     if method is not None and budget is not None:
-        Patch(model, method, budget).install()
+        patch = Patch(model, method, budget).install()
+        load_learned(patch.method.module, folder)
     return model
 
 

@@ -109,6 +109,16 @@ class Patch:
         self.model.add_module(LEARNED, module)
         self._undo.append(lambda: self.model._modules.pop(LEARNED))
 
+    @contextmanager
+    def learned_aside(self) -> Iterator[None]:
+        """The model without what was learned: it saves as the plain model it is."""
+        module = self.model._modules.pop(LEARNED, None)
+        try:
+            yield
+        finally:
+            if module is not None:
+                self.model.add_module(LEARNED, module)
+
     def _replace(self, module: nn.Module, name: str, value: Any) -> None:
         """Shadow a method of one module; undone by taking the shadow away (or putting an older one back)."""
         older = module.__dict__.get(name)

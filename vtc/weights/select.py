@@ -9,6 +9,7 @@ from torch import nn
 
 from vtc.errors import WeightsError
 from vtc.models.base import Family
+from vtc.patching import LEARNED
 
 PARTS = ("decoder", "tower", "projector", "lm_head", "embeddings")
 
@@ -48,7 +49,10 @@ def layers_of(
 
 
 def part_of(name: str, module: nn.Module, model: nn.Module, family: Family) -> str | None:
-    """The part of the model a layer belongs to; None for one that is never compressed (embeddings of places)."""
+    """The part of the model a layer belongs to; None for one that is never compressed: embeddings of places, and what a
+    patch learned."""
+    if name.startswith(f"{LEARNED}."):
+        return None
     head = getattr(model, "get_output_embeddings", None)
     if head is not None and module is head():
         return "lm_head"
