@@ -164,6 +164,7 @@ def test_a_method_that_learns_goes_before_one_that_does_not(model_of):
     stir(model)
     assert not torch.equal(logits(model, prompt), plain)
     assert len(engine(model).current.cuts) == 2
+    assert patch_of(model).method.learns and not registry["combined"]().learns
 
 
 @each

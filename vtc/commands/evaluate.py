@@ -111,7 +111,7 @@ def evaluate(
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
     world = ranks.join()
-    vlm, processor = load(model, dtype, device, attn)
+    vlm, processor = load(model, dtype, device, attn, learned=True)
     runs = suite.evaluate_all(
         vlm,
         processor,

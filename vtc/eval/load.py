@@ -11,15 +11,29 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+import vtc
+from vtc.adapter import ADAPTER
 from vtc.errors import UnsupportedModel, VTCError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load(model: str, dtype: str = "auto", device: str = "auto", attn: str = "auto") -> tuple[Any, Any]:
-    """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere."""
+def load(
+    model: str, dtype: str = "auto", device: str = "auto", attn: str = "auto", learned: bool = False
+) -> tuple[Any, Any]:
+    """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere.
+
+    A folder in which ``vtc.save`` left what a method learned comes back patched with it where ``learned``, and is
+    refused otherwise: the plain model would stand for a trained one.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    trained = (Path(model) / ADAPTER).is_file()
+    if trained and not learned:
+        raise VTCError(
+            f"{model} holds what a method learned, and this command works on plain models; use vtc eval or vtc show, "
+            "vtc.load in a script, or the model it was trained from"
+        )
     if dtype not in ("auto", *DTYPES):
         raise VTCError(f"dtype {dtype!r} is not known; give auto, {', '.join(DTYPES)}")
     if looks_local(model) and not Path(model).is_dir():
@@ -30,7 +44,8 @@ def load(model: str, dtype: str = "auto", device: str = "auto", attn: str = "aut
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model)
-            vlm = AutoModelForImageTextToText.from_pretrained(model, dtype=kind, **options)
+            make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
+            vlm = make(model, dtype=kind, **options)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedModel(f"{model} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     tokenizer = getattr(processor, "tokenizer", None)

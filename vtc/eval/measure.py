@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from statistics import mean
 from typing import Any
 
@@ -26,8 +26,25 @@ COST_PROBES = 4
 
 
 def entered(model: Any, cell: Cell) -> AbstractContextManager[Any]:
-    """The model as the cell wants it."""
-    return nullcontext(model) if cell.budget is None else vtc.patched(model, cell.method(), budget=cell.budget)
+    """The model as the cell wants it. A learned method must be the one that this model learned, if it learned one."""
+    if cell.budget is None:
+        return plain(model)
+    method, outer = cell.method(), vtc.patch_of(model)
+    if outer is not None and outer.method.learns and method.learns and method != outer.method:
+        raise VTCError(f"this model learned {outer.method}, and the cell asks for {method}; give the same options")
+    return vtc.patched(model, method, budget=cell.budget)
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """The model without the patch it may have come with."""
+    outer = vtc.patch_of(model)
+    vtc.unpatch(model)
+    try:
+        yield model
+    finally:
+        if outer is not None:
+            outer.install()
 
 
 def everything(

@@ -22,7 +22,8 @@ def draw(answerer: Answerer, asked: Asked, cells: list[Cell]) -> Image.Image:
     """One sheet: the question, the unpatched answer, then each cell's answer and what it kept."""
     inputs = answerer.inputs([asked])
     seen = what_the_tower_saw(inputs, answerer.processor, asked.pictures[0])
-    panels = [(UNPATCHED, answerer.answers(inputs)[0], fit(seen))]
+    with entered(answerer.model, Cell()):
+        panels = [(UNPATCHED, answerer.answers(inputs)[0], fit(seen))]
     for cell in cells:
         try:
             with entered(answerer.model, cell) as model:

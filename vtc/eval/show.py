@@ -22,11 +22,12 @@ def run(
     chosen = [Cell(spec, cells.parse_budget(budget)) for spec in cells.parse_specs(methods)]
     for cell in chosen:
         cell.method()
-    vlm, processor = load(model, dtype, device, attn)
+    vlm, processor = load(model, dtype, device, attn, learned=True)
     answerer = Answerer(vlm, processor, Benchmark.frame, max_new_tokens=32)
     asked = Asked(Sample("show", question, images=(image.name,)), [picture], answerer.prompt(question, 1))
     inputs = answerer.inputs([asked])
-    lines = [f"unpatched: {answerer.answers(inputs)[0]}"]
+    with entered(vlm, Cell()):
+        lines = [f"unpatched: {answerer.answers(inputs)[0]}"]
     import vtc
 
     for cell in chosen:

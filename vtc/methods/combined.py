@@ -44,6 +44,7 @@ class Combined(Method):
             raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
+        object.__setattr__(self, "learns", any(m.learns for m in given))
         super().__post_init__()
 
     def build(self, model: nn.Module) -> nn.Module | None:
