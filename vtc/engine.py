@@ -42,6 +42,7 @@ class Engine:
         self.listener = Listener(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
+        self.paused = False  # leave every forward alone
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
         self.weighs: set[int] = set()  # decoder layers whose attention takes a Subset for a mask
@@ -84,6 +85,8 @@ class Engine:
     def begin(self, kwargs: dict[str, Any]) -> None:
         """Before the forward of the module that places features into placeholders."""
         self._forget()
+        if self.paused:
+            return
         ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         given = ids if ids is not None else embeds
         if given is None:
@@ -185,7 +188,7 @@ class Engine:
         """Run decoder layer ``index`` on the rows that live there."""
         states = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        p = self._pass_of(index, kwargs.get("position_embeddings"))
+        p = None if self.paused else self._pass_of(index, kwargs.get("position_embeddings"))
         if p is None or not p.ids:
             return self._on_all_rows(index, states, forward, args, kwargs)
         plan = p.plans.get(index)
