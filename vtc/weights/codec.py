@@ -46,9 +46,9 @@ class CompressedLinear(nn.Module):
         return self.get_buffer(f"t{n}_{name}")
 
     def tensors(self, n: int) -> dict[str, Tensor]:
-        """The tensors of term n by name."""
-        prefix = f"t{n}_"
-        return {k.removeprefix(prefix): v for k, v in self._buffers.items() if k.startswith(prefix) and v is not None}
+        """The tensors of term n by name: buffers, or parameters where they learn (``vtc.training.factors``)."""
+        prefix, held = f"t{n}_", {**self._buffers, **self._parameters}
+        return {k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix) and v is not None}
 
     @property
     def weight(self) -> Tensor:

@@ -1,0 +1,282 @@
+"""One training from settings to a saved model: what ``scripts/finetune.py`` and ``scripts/heal.py`` do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments, set_seed
+
+import vtc
+from vtc import checkpoint
+from vtc.errors import CheckpointError, DataError, VTCError
+from vtc.eval.cells import build, parse_budgets
+from vtc.eval.files import write_text
+from vtc.eval.journal import check_config, lock
+from vtc.eval.load import load as load_plain
+from vtc.eval.load import pick_device
+from vtc.models.inspection import unwrapped
+from vtc.patching import patch_of
+from vtc.training.collate import Collator
+from vtc.training.conversations import Answered, Source, source
+from vtc.training.elastic import Elastic
+from vtc.training.factors import thaw
+from vtc.training.parameters import choose, essential, sensitivities
+from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
+from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
+
+PROBED = 8  # batches of the sensitivity pass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a training; a run that goes on must have the same. See ``scripts/finetune.py``."""
+
+    model: str
+    train: str = "projector"
+    data: str = "scenes"
+    data_dir: str | None = None
+    samples: int = 100_000  # of the testbed
+    method: str | None = None
+    budget: int | float = 0.25
+    elastic: str | None = None  # budgets, comma separated
+    steps: int = 1000
+    batch: int = 8  # conversations a process and forward
+    accumulate: int = 1  # forwards a step
+    rate: float = 1e-4
+    warmup: float = 0.03  # share of the steps
+    rank: int = 16
+    max_length: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    distill: float | None = None  # temperature
+    weight: float = 0.5  # of the distillation
+    teacher: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps", "batch", "accumulate", "rank"):
+            if getattr(self, name) < 1:
+                raise VTCError(f"--{name} {getattr(self, name)} is below 1; give a whole number of at least 1")
+        if not self.rate > 0 or not 0 <= self.warmup < 1:
+            raise VTCError(f"--rate {self.rate} must be above 0, and --warmup {self.warmup} in [0, 1)")
+        if self.distill is not None and not self.distill > 0:
+            raise VTCError(f"--distill {self.distill} is no temperature; give one above 0, like 2")
+        if not 0 < self.weight <= 1:
+            raise VTCError(f"--weight {self.weight} is not in (0, 1]; 1 learns from the teacher alone")
+
+
+def run(settings: Settings, output: Path, save_every: int, log_every: int, workers: int = 0) -> Path:
+    """Train, or go on where a training with the same settings stopped; the folder of the result, ``output/model``.
+
+    Under torchrun every process calls this. Raises ``RunRefused`` for a folder that holds a run with other settings,
+    which are named, and ``VTCError`` for what cannot be trained.
+    """
+    args = arguments(settings, output, save_every, log_every, workers)
+    set_seed(settings.seed)
+    model, processor = load(settings)
+    data = source(settings.data, settings.samples, folder_of(settings))
+    collate = Collator(processor, longest(model, settings))
+    held = begin(settings, output, args, data)
+    try:
+        data, teacher = taught(settings, output, args, processor, data)
+        check_pictures(settings, data)
+        layers = chosen_layers(settings, output, args, model, data, collate)
+        model = choose(model, settings.train, settings.rank, layers)
+        trainer = fit(model, data, collate, args, settings, teacher, last_checkpoint(output, args.world_size))
+        trainer.save_model(str(output))
+        if args.process_index == 0:
+            finish(settings, output, processor, trainer)
+    finally:
+        if held is not None:
+            os.close(held)
+    return output / "model"
+
+
+def arguments(settings: Settings, output: Path, save_every: int, log_every: int, workers: int) -> TrainingArguments:
+    """The trainer's arguments; the first thing, since they join the processes of torchrun."""
+    args = TrainingArguments(
+        output_dir=str(output),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        bf16=settings.bf16,
+        ddp_find_unused_parameters=True,  # a batch without pictures leaves the projector out
+        logging_steps=log_every,
+        save_steps=save_every,
+        save_total_limit=2,
+        seed=settings.seed,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=pick_device("auto") == "cpu",  # without it, processes on CPUs would not find each other
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world_size != started:
+        raise VTCError(f"{started} processes were started and {args.world_size} train together; start with torchrun")
+    return args
+
+
+def load(settings: Settings) -> tuple[Any, Any]:
+    """(model, processor) in float32, patched as asked, low-rank factors ready to learn."""
+    folder = Path(settings.model)
+    if (folder / checkpoint.CONFIG).exists():
+        from transformers import AutoProcessor
+
+        model, processor = vtc.load(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
+    else:
+        model, processor = load_plain(settings.model, "float32", "cpu")
+    if settings.method is not None:
+        vtc.patch(model, build(settings.method), settings.budget)
+    thaw(model)
+    return model, processor
+
+
+def folder_of(settings: Settings) -> Path | None:
+    return None if settings.data_dir is None else Path(settings.data_dir)
+
+
+def longest(model: Any, settings: Settings) -> int | None:
+    """Most tokens of a row: what was asked, and no more than the decoder has positions for."""
+    most = getattr(unwrapped(model).config.get_text_config(), "max_position_embeddings", None)
+    return min((n for n in (settings.max_length, most) if n is not None), default=None)
+
+
+def begin(settings: Settings, output: Path, args: TrainingArguments, data: Source) -> int | None:
+    """The first process locks the folder and compares its settings with the run that it holds."""
+    config = dataclasses.asdict(settings) | {"data": data.name, "processes": args.world_size, "weights": ""}
+    if Path(settings.model).is_dir():
+        config["weights"] = checkpoint.weights_sha256(settings.model)
+    held = None
+    with args.main_process_first(local=False):
+        if args.process_index == 0:
+            output.mkdir(parents=True, exist_ok=True)
+            held = lock(output)
+            try:
+                check_config(output, config)
+            except BaseException:
+                os.close(held)
+                raise
+    return held
+
+
+def taught(
+    settings: Settings, output: Path, args: TrainingArguments, processor: Any, data: Source
+) -> tuple[Source, Teacher | None]:
+    """The data, answered by a teacher where one is given without ``distill``; and who is asked in every step."""
+    if settings.teacher is None:
+        return data, None if settings.distill is None else Own()
+    if settings.distill is not None:
+        model, other = load(Settings(settings.teacher))
+        check_alike(processor, other, data[0])
+        return data, Other(model.to(args.device))
+    path = output / "answers.jsonl"
+    with args.main_process_first(local=False):
+        if not path.exists():
+            model, other = load(Settings(settings.teacher))
+            asked = answers(model.eval().to(args.device), other, (data[n] for n in range(len(data))))
+            write_text(path, "".join(json.dumps([r.id, [t.answer for t in r.turns]]) + "\n" for r in asked))
+    rows = dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return Answered(data, rows, settings.teacher), None
+
+
+def check_pictures(settings: Settings, data: Source) -> None:
+    """Where only pictures teach, a conversation without one is an error, before the first step."""
+    if settings.train not in ("projector", "compressor"):
+        return
+    for row in getattr(data, "rows", ()):
+        images = getattr(row, "images", True)
+        if not images:
+            raise DataError(
+                f"{row.where}: sample {row.id} has no picture and teaches a {settings.train} nothing; leave it out, or "
+                "train lora or all"
+            )
+
+
+def chosen_layers(
+    settings: Settings, output: Path, args: TrainingArguments, model: nn.Module, data: Source, collate: Collator
+) -> list[int]:
+    """The layers of ``layers:auto``: measured once by the first process, kept in ``layers.json``."""
+    if settings.train != "layers:auto":
+        return []
+    path = output / "layers.json"
+    with args.main_process_first(local=False):
+        if not path.exists():
+            batches: DataLoader = DataLoader(data, settings.batch, collate_fn=collate)  # type: ignore[arg-type]
+            squares = sensitivities(model, islice(batches, PROBED))
+            write_text(path, json.dumps({"layers": essential(squares), "squares": squares}) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))["layers"]
+
+
+def fit(
+    model: nn.Module,
+    data: Source,
+    collate: Collator,
+    args: TrainingArguments,
+    settings: Settings,
+    teacher: Teacher | None = None,
+    resume: Path | None = None,
+) -> FineTuner:
+    """The training itself, of whatever learns in ``model``, in place."""
+    if settings.gradient_checkpointing:
+        getattr(model, "gradient_checkpointing_enable")(gradient_checkpointing_kwargs={"use_reentrant": False})  # noqa: B009
+    trainer = FineTuner(
+        model=model,
+        args=args,
+        train_dataset=data,  # type: ignore[arg-type]
+        data_collator=collate,  # type: ignore[arg-type]
+        teacher=teacher,
+        temperature=settings.distill or 1.0,
+        weight=settings.weight,
+    )
+    if settings.elastic is not None:
+        trainer.add_callback(Elastic(model, parse_budgets(settings.elastic), settings.seed))
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not trainer.is_fsdp_enabled:
+        raise VTCError("accelerate shards models on accelerators only, and this is a CPU; start with torchrun alone")
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
+
+
+def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner) -> None:
+    """Save the result as a folder that ``vtc.load`` or ``from_pretrained`` reads. What learned is put into a model
+    loaded anew, so that no wrapper of a process group is in the way."""
+    from safetensors.torch import load_file
+
+    from vtc.training.parameters import set_trained
+
+    if not (output / TRAINED).is_file():
+        raise CheckpointError(
+            f"{output} holds no {TRAINED}: the weights are sharded; set fsdp_state_dict_type to FULL_STATE_DICT and "
+            "give the same command again"
+        )
+    set_seed(settings.seed)
+    model, _ = load(settings)
+    layers = json.loads((output / "layers.json").read_text())["layers"] if settings.train == "layers:auto" else []
+    model = choose(model, settings.train, settings.rank, layers)
+    set_trained(model, load_file(output / TRAINED), str(output / TRAINED))
+    save(model.eval(), output / "model", processor)
+
+
+def save(model: Any, folder: Path, processor: Any) -> None:
+    """``vtc.save`` where there is a patch or compressed weights; adapters go to ``adapter`` beside, not merged in."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(folder.with_name("adapter"))
+        model = model.unload()
+    if patch_of(model) is None and checkpoint.compression_of(model) is None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    else:
+        vtc.save(model, folder, processor)
