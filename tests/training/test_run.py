@@ -89,12 +89,11 @@ def stop_at(monkeypatch, step: int) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"distill": 2.0},
-        {"train": "lora", "rank": 4},
-        {"train": "compressor", "method": "perceiver:latents=8", "elastic": "8,4,2"},
-        {"train": "all", "bf16": True},
+        pytest.param({"distill": 2.0}, marks=pytest.mark.slow, id="distilled"),
+        pytest.param({"train": "lora", "rank": 4}, marks=pytest.mark.slow, id="lora"),
+        pytest.param({"train": "compressor", "method": "perceiver:latents=8", "elastic": "8,4,2"}, id="elastic"),
+        pytest.param({"train": "all", "bf16": True}, marks=pytest.mark.slow, id="bf16"),
     ],
-    ids=lambda s: "-".join(map(str, s.values())),
 )
 def test_a_stopped_training_goes_on_exactly(train, losses, monkeypatch, settings):
     if settings.get("train") == "lora":
@@ -167,12 +166,14 @@ def test_the_model_teaches_itself(train, losses):
     assert losses(train("less", budget=4, distill=2.0, weight=1.0, steps=1))[0] > 1e-3
 
 
+@pytest.mark.slow
 def test_another_model_teaches_by_logits(train, losses, folder):
     own = losses(train("own", distill=2.0, steps=1))
     other = losses(train("other", distill=2.0, steps=1, teacher=str(folder / "model")))
     assert other == pytest.approx(own, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_another_model_teaches_by_its_answers(train, folder):
     run = train(teacher=str(folder / "model"), steps=1)
     told = dict(json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines())
@@ -191,12 +192,14 @@ def test_another_model_teaches_by_its_answers(train, folder):
     assert told["c0"] == want
 
 
+@pytest.mark.slow
 def test_forwards_that_are_accumulated_are_one_step(train, losses):
     whole = losses(train("whole", batch=4, steps=3, distill=1.0))
     parts = losses(train("parts", batch=2, accumulate=2, steps=3, distill=1.0))
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["projector", "all"])
 def test_gradient_checkpointing_gives_the_same_losses(train, losses, kind):
     whole = losses(train("whole", steps=3, train=kind, distill=1.0))

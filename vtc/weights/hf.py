@@ -63,6 +63,10 @@ class VTCQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return True
 
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True  # what is not rounded may learn: norms, biases, low-rank factors (``vtc.training.factors``)
+
 
 def register() -> None:
     """Make the format known to transformers; does nothing the second time."""
