@@ -64,6 +64,7 @@ def parser(doc: str, defaults: dict) -> argparse.ArgumentParser:
             out.add_argument(name, type=kind, required=required, default=None if required else default, help=told)
     out.add_argument("--save-every", type=int, default=200, help="steps between checkpoints (default 200)")
     out.add_argument("--log-every", type=int, default=10, help="steps between lines of the log (default 10)")
+    out.add_argument("--overwrite", action="store_true", help="start over in a folder that holds a run")
     out.add_argument("--workers", type=int, default=0, help="processes that load data (default 0: this one)")
     return out
 
@@ -74,7 +75,7 @@ def start(given: argparse.Namespace) -> None:
     from vtc.training.run import Settings, run
 
     options = vars(given)
-    how = {name: options.pop(name) for name in ("output", "save_every", "log_every", "workers")}
+    how = {name: options.pop(name) for name in ("output", "save_every", "log_every", "workers", "overwrite")}
     try:
         result = run(Settings(**options), **how)
     except VTCError as error:

@@ -140,6 +140,18 @@ def test_other_settings_are_refused_by_name(train, changes, named):
         train(steps=1, **changes)
 
 
+def test_starting_over_leaves_foreign_files(train, losses, folder, tmp_path):
+    from vtc.training.run import Settings, run
+
+    first = losses(train(steps=1))
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    usual = {"model": str(folder / "model"), "data": str(folder / "data.jsonl"), "method": "divprune+share"}
+    run(Settings(**usual, budget=4, steps=2, batch=2, seed=3), tmp_path / "run", 2, 1, overwrite=True)
+    again = losses(tmp_path / "run")
+    assert len(again) == 2 and again[0] != first[0] and (tmp_path / "run" / "mine.txt").exists()
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+
+
 def test_other_data_and_weights_under_the_same_name_are_refused(train, folder, tmp_path):
     import shutil
 

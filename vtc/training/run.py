@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,17 @@ from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
 from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
 
 PROBED = 8  # batches of the sensitivity pass
+OURS = (
+    "checkpoint-*",
+    "model",
+    "adapter",
+    "log.jsonl",
+    "answers.jsonl",
+    "config.json",
+    "layers.json",
+    "loss.png",
+    TRAINED,
+)
 
 
 @dataclass(frozen=True)
@@ -74,18 +86,21 @@ class Settings:
             raise VTCError(f"--weight {self.weight} is not in (0, 1]; 1 learns from the teacher alone")
 
 
-def run(settings: Settings, output: Path, save_every: int, log_every: int, workers: int = 0) -> Path:
+def run(
+    settings: Settings, output: Path, save_every: int, log_every: int, workers: int = 0, overwrite: bool = False
+) -> Path:
     """Train, or go on where a training with the same settings stopped; the folder of the result, ``output/model``.
 
-    Under torchrun every process calls this. Raises ``RunRefused`` for a folder that holds a run with other settings,
-    which are named, and ``VTCError`` for what cannot be trained.
+    overwrite: start over, without what an earlier run left in ``output``. Under torchrun every process calls this.
+    Raises ``RunRefused`` for a folder that holds a run with other settings, which are named, and ``VTCError`` for what
+    cannot be trained.
     """
     args = arguments(settings, output, save_every, log_every, workers)
     set_seed(settings.seed)
     model, processor = load(settings)
     data = source(settings.data, settings.samples, folder_of(settings))
     collate = Collator(processor, longest(model, settings))
-    held = begin(settings, output, args, data)
+    held = begin(settings, output, args, data, overwrite)
     try:
         data, teacher = taught(settings, output, args, processor, data)
         check_pictures(settings, data)
@@ -155,7 +170,9 @@ def longest(model: Any, settings: Settings) -> int | None:
     return min((n for n in (settings.max_length, most) if n is not None), default=None)
 
 
-def begin(settings: Settings, output: Path, args: TrainingArguments, data: Source) -> int | None:
+def begin(
+    settings: Settings, output: Path, args: TrainingArguments, data: Source, overwrite: bool = False
+) -> int | None:
     """The first process locks the folder and compares its settings with the run that it holds."""
     config = dataclasses.asdict(settings) | {"data": data.name, "processes": args.world_size, "weights": ""}
     if Path(settings.model).is_dir():
@@ -166,11 +183,19 @@ def begin(settings: Settings, output: Path, args: TrainingArguments, data: Sourc
             output.mkdir(parents=True, exist_ok=True)
             held = lock(output)
             try:
+                if overwrite:
+                    clear(output)
                 check_config(output, config)
             except BaseException:
                 os.close(held)
                 raise
     return held
+
+
+def clear(output: Path) -> None:
+    """Remove what a run writes, and nothing else."""
+    for path in (path for pattern in OURS for path in output.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def taught(
