@@ -17,6 +17,7 @@ from vtc.weights.balance import weigher
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
 from vtc.weights.edits import Edits
 from vtc.weights.gram import Gram
+from vtc.weights.manifest import calibration_sha256
 from vtc.weights.passes._structure import Scope
 from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
@@ -59,7 +60,13 @@ def compress(
     except BaseException:
         edits.undo()
         raise
-    manifest = {"recipe": recipe.written(), "structure": structure, "layers": told, "vtc": vtc.__version__}
+    manifest = {
+        "recipe": recipe.written(),
+        "calibration_sha256": calibration_sha256(examples) if examples else None,
+        "structure": structure,
+        "layers": told,
+        "vtc": vtc.__version__,
+    }
     if older is not None:
         manifest["before"] = older.manifest
     layers = {name: hf.written(model.get_submodule(name), name in names) for name in dict.fromkeys([*names, *told])}
