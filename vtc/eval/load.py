@@ -20,6 +20,8 @@ def load(model: str, dtype: str = "auto", device: str = "auto", attn: str = "aut
     """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from vtc.weights import hf
+
     if dtype not in ("auto", *DTYPES):
         raise VTCError(f"dtype {dtype!r} is not known; give auto, {', '.join(DTYPES)}")
     if looks_local(model) and not Path(model).is_dir():
@@ -27,6 +29,7 @@ def load(model: str, dtype: str = "auto", device: str = "auto", attn: str = "aut
     where = pick_device(device)
     kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
+    hf.register()  # transformers gives compressed folders random weights where it does not know their format
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model)
