@@ -57,6 +57,8 @@ def compress(
         names = [name for name, module in model.named_modules() if id(module) in resized]
         if recipe.fitted or recipe.by_layer:
             told = _fit_layers(model, recipe, examples, edits, progress)
+        where = {id(module): name for name, module in model.named_modules()}
+        layers = {n: hf.written(model.get_submodule(n), n in names, where) for n in dict.fromkeys([*names, *told])}
     except BaseException:
         edits.undo()
         raise
@@ -69,7 +71,6 @@ def compress(
     }
     if older is not None:
         manifest["before"] = older.manifest
-    layers = {name: hf.written(model.get_submodule(name), name in names) for name in dict.fromkeys([*names, *told])}
     if layers:  # fewer decoder layers alone are an ordinary model
         hf.mark(model, layers, manifest)
     return model
