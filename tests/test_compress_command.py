@@ -58,6 +58,7 @@ def test_fitted_to_a_benchmark_under_a_token_method(plain, tmp_path):
         (["--recipe", "int8", "--method", "divprun", "--budget", "4"], "divprune"),
         (["--recipe", "int4", "--calibration", "scene:dev"], "scenes"),
         (["--recipe", "int4", "--calibration", "scenes:monday"], "monday"),
+        (["--recipe", "int8", "--keep-original"], "holds no .safetensors"),
     ],
 )
 def test_refused_before_a_model_is_loaded(arguments, message, tmp_path, monkeypatch):

@@ -44,30 +44,46 @@ FORMATS = ("vtc", "compressed-tensors")
 
 
 def save(
-    model: nn.Module, folder: str | os.PathLike, processor: Any = None, *, format: str = "vtc", verify: bool = False
+    model: nn.Module,
+    folder: str | os.PathLike,
+    processor: Any = None,
+    *,
+    format: str = "vtc",
+    verify: bool = False,
+    keep_original: str | os.PathLike | None = None,
 ) -> Path:
     """Write model, patch and (when given) processor to ``folder``.
 
     A checkpoint that is there already is replaced whole, and other files in it stay. format: of compressed weights,
     "vtc" (every term, bit-equal) or "compressed-tensors" (plain 4 and 8 bit integers, read by transformers and vLLM
     without vtc). verify: load what was written, compare tensors and logits, and only then publish it; needs memory for
-    a second model.
+    a second model. keep_original: the folder of the checkpoint that was compressed; it is kept in ``folder``, as its
+    difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard).
 
     Raises ``CheckpointError`` for a model with neither patch nor compressed weights, a folder that is not vtc's, a full
-    disk, or a copy that differs.
+    disk, a copy that differs, or weights that would replace those which an original is kept beside.
     """
+    from vtc.weights import restore
+
     plain = saveable(model, format)
     folder = Path(os.path.realpath(folder))
+    original = None if keep_original is None else Path(keep_original)
+    compression = compression_of(model)
+    if original is not None and compression is None:
+        raise CheckpointError("keep_original is for compressed weights; call vtc.compress first, or leave it out")
     folders.recover(folder)
     folders.check_replaceable(folder, CONFIG)
     try:
         with folders.replacing(folder) as temporary:
             write(plain, temporary, processor, format)
-            folders.keep_others(folder, temporary)
+            restore.check_not_lost(folder, temporary, original)
             if verify:
                 from vtc.verification import check_copy
 
                 check_copy(model, temporary, format)
+            if original is not None:
+                restore.keep_beside(compression.manifest, original, temporary)
+            folders.keep_others(folder, temporary)
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written ({error.strerror or error}); make room or give another folder (what was there "

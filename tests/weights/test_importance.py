@@ -26,7 +26,7 @@ def test_one_layer_is_flaps(case, inputs, wanted):
     torch.testing.assert_close(importance.wifv(seen.fluctuation, weight), wanted["metric_WIFV"], **close)
     torch.testing.assert_close(importance.wifn(seen.square, seen.examples, weight), wanted["metric_WIFN"], **close)
     for share in (20, 50):
-        (keep,) = importance.best_of_each([importance.wifv(seen.fluctuation, weight)], share / 100)
+        (keep,) = importance.best_of_each([importance.wifv(seen.fluctuation, weight)], [share / 100])
         assert torch.equal(keep, wanted[f"keep_mask_{share}"])
         bias = weight[:, ~keep] @ seen.mean[~keep]
         torch.testing.assert_close(bias, wanted[f"bias_{share}"], rtol=0, atol=1e-4)
@@ -51,7 +51,9 @@ def test_one_threshold_over_all_layers_is_flaps(case, inputs, wanted):
     scores = [importance.standardised(s) for s in scores] if whole else scores
     units = [importance.of_units(s, width if n % 2 == 0 else 1) for n, s in enumerate(scores)]
     share, costs = told["pruning_ratio"], [170, 1] * told["layers"]  # the authors' 512 // 3
-    kept = importance.best_of_all(units, costs, share) if whole else importance.best_of_each(units, share)
+    kept = (
+        importance.best_of_all(units, costs, share) if whole else importance.best_of_each(units, [share] * len(units))
+    )
     for n, keep in enumerate(kept):
         name, short = ("heads", "o") if n % 2 == 0 else ("neurons", "d")
         assert torch.equal(keep, wanted[f"kept_{name}_{n // 2}"])
@@ -84,7 +86,7 @@ def test_a_layer_below_all_others_cannot_be_pruned_over_all():
 
 
 def test_equal_scores_stay():
-    (keep,) = importance.best_of_each([torch.ones(10)], 0.5)
+    (keep,) = importance.best_of_each([torch.ones(10)], [0.5])
     assert bool(keep.all())
 
 
@@ -124,3 +126,11 @@ def test_unlikeness_is_zero_for_what_only_grows():
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(3))
     assert float(importance.unlikeness(x, 3 * x).abs().max()) < 1e-6
     assert float(importance.unlikeness(x, -x).min()) == pytest.approx(2)
+
+
+def test_shares_by_influence_add_up_and_keep_their_order():
+    influence = torch.tensor([0.5, 0.1, 0.1, 0.2])
+    shares = importance.shares_by(influence, 0.3, 0.5)
+    assert sum(shares) / 4 == pytest.approx(0.3) and min(shares) == pytest.approx(0.15)
+    assert shares[1] == shares[2] == max(shares) < 0.45 and shares[3] < shares[1]
+    assert importance.shares_by(torch.full((3,), 0.2), 0.3, 0.5) == pytest.approx([0.3] * 3)

@@ -206,11 +206,11 @@ def test_the_same_bytes_make_the_same_archive(tmp_path):
 
 def test_without_zstandard_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    planes._coders.cache_clear()
+    planes.coders.cache_clear()
     with pytest.raises(VTCError, match=r"vtc-vlm\[lossless\]"):
         archive(write_checkpoint(tmp_path / "in"), tmp_path / "m.vtcz")
     assert not (tmp_path / "m.vtcz").exists()
-    planes._coders.cache_clear()
+    planes.coders.cache_clear()
 
 
 def test_bad_sources_and_targets_are_refused(tmp_path):

@@ -14,18 +14,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+from typer.testing import CliRunner
 
+import vtc
 from tests.eval.tiny import tiny_llava
 from tests.weights.test_lossless import contents, die_before_the_rename, forked, raw
 from tests.weights.test_manifest import manifest
 from vtc.checkpoint import weights_sha256
+from vtc.cli import app
 from vtc.errors import CheckpointError
-from vtc.weights import planes
+from vtc.eval import scenes
+from vtc.weights import hf, planes
 from vtc.weights.approximate import Approximate, low_rank
 from vtc.weights.codec import CompressedLinear
 from vtc.weights.compress import compress
 from vtc.weights.differences import decode_beside, encode_beside
 from vtc.weights.lossless import archive, read_index, unarchive
+from vtc.weights.manifest import Manifest
 from vtc.weights.restore import ORIGINAL, keep_original, restore
 from vtc.weights.tensorfile import Place
 from vtc.weights.terms import Codebook, Columns, Floats, Ints, LowRank, Trits
@@ -258,3 +264,56 @@ def test_tensors_that_stayed_are_their_own_approximation(made):
     name, tensor = next((k, v) for k, v in load_file(made / "original" / "model.safetensors").items() if "norm" in k)
     terms, found = approximate.guess(Place(name, "BF16", tuple(tensor.shape), tensor.nbytes))
     assert terms == () and np.array_equal(found, raw(tensor))
+
+
+def int_of(folder: Path, recipe: str):
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+    return vtc.compress(model, recipe, progress=False)
+
+
+def test_saved_with_its_original(made, tmp_path):
+    """What ``vtc.save`` keeps, ``restore`` gives back, and the manifest says what was done."""
+    model, original = int_of(made / "original", "rtn:bits=4:group=16"), made / "original"
+    vtc.save(model, tmp_path / "small", verify=True, keep_original=original)
+    assert contents(restore(tmp_path / "small", tmp_path / "out")) == contents(original)
+    told = Manifest.read(tmp_path / "small")
+    assert told.parent_sha256 == weights_sha256(original) and told.recipe["passes"][0]["pass"] == "rtn"
+    assert told.calibration_sha256 is None and len(told.layers) == len(hf.config_of(model).layers)
+    vtc.save(vtc.load(tmp_path / "small"), tmp_path / "small")  # the same weights again: nothing is lost
+    assert contents(restore(tmp_path / "small", tmp_path / "again")) == contents(original)
+
+
+def test_a_kept_original_is_not_replaced_by_other_weights(made, tmp_path):
+    original = made / "original"
+    vtc.save(int_of(original, "rtn:bits=4:group=16"), tmp_path / "small", keep_original=original)
+    before, other = contents(tmp_path / "small"), int_of(original, "rtn:bits=8:group=16")
+    with pytest.raises(CheckpointError, match="vtc restore it first"):
+        vtc.save(other, tmp_path / "small")
+    with pytest.raises(CheckpointError, match="vtc restore it first"):
+        vtc.save(other, tmp_path / "small", keep_original=made / "int4")
+    assert contents(tmp_path / "small") == before
+    vtc.save(other, tmp_path / "small", keep_original=original)
+    assert contents(restore(tmp_path / "small", tmp_path / "out")) == contents(original)
+
+
+def test_originals_that_cannot_be_kept(made, tmp_path):
+    with pytest.raises(CheckpointError, match="no .safetensors"):
+        vtc.save(int_of(made / "original", "rtn"), tmp_path / "small", keep_original=tmp_path)
+    with pytest.raises(CheckpointError, match="for compressed weights"):
+        plain = AutoModelForImageTextToText.from_pretrained(made / "original")
+        vtc.save(vtc.patch(plain, "divprune", budget=2), tmp_path / "small", keep_original=made / "original")
+    assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.slow
+def test_the_testbed_and_back(tmp_path):
+    """The trained checkpoint through the command line, fitted to its own questions."""
+    source = scenes.checkpoint_path()
+    options = ["--calibration", "scenes:dev", "--examples", "4", "--dtype", "auto", "--keep-original"]
+    call = ["compress", str(source), "--recipe", "gptq:bits=4", *options, "--output", str(tmp_path / "small")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert len(Manifest.read(tmp_path / "small").calibration_sha256) == 64
+    done = CliRunner().invoke(app, ["restore", str(tmp_path / "small"), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "out") == contents(Path(source))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
+from tests.eval.tiny import tiny_llava, tiny_processor
 from tests.support import generate, logits
 from vtc.checkpoint import CONFIG, contents_sha256
 from vtc.errors import CheckpointError
@@ -219,3 +220,18 @@ def test_patterns_tell_layers_apart():
     assert matches(found[0], "language_model.model.layers.1.self_attn.q_proj") and not matches(found[0], layer(21))
     with pytest.raises(CheckpointError, match="no pattern tells"):
         patterns(["a.b"], ["x.a.b"])
+
+
+def test_commands_load_compressed_weights_whatever_was_imported(tmp_path, monkeypatch):
+    """transformers forgets nothing within a process, so its registers are emptied here."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+
+    from vtc.eval.load import load
+
+    model = vtc.compress(tiny_llava(), "rtn:bits=8:group=8", progress=False)
+    vtc.save(model, tmp_path / "out", tiny_processor())
+    for known in (AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING):
+        monkeypatch.delitem(known, "vtc")
+    loaded, _ = load(str(tmp_path / "out"), device="cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -171,6 +171,22 @@ def test_layers_that_do_nothing_go_first():
     assert hf.config_of(model) is None  # an ordinary model, which loads without vtc
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_layers_that_change_little_lose_more(patched):
+    """Adapt-Pruner's schedule: every layer a share of its own."""
+    model = zoo.build("llava")
+    for n in (1, 2):
+        layer = model.model.language_model.layers[n]
+        for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            linear.weight.data *= 0.01
+    if patched:
+        vtc.patch(model, "divprune", budget=4)
+    pruned(model, "neurons:share=0.25:across=influence:spread=0.8")
+    sizes = [layer.mlp.up_proj.out_features for layer in model.model.language_model.layers]
+    assert max(sizes[1:3]) < min(sizes[0], sizes[3]) and abs(sum(sizes) / 4 - 0.75 * 96) <= 1
+    assert (vtc.patch_of(model) is not None) == patched and bool(torch.isfinite(logits(model)).all())
+
+
 def test_a_patch_stays_on_through_all_of_it():
     model = zoo.build("llava")
     vtc.patch(model, "fastv", budget=0.6, layer=1)
@@ -187,6 +203,14 @@ def test_layers_of_a_hybrid_leave_one_that_attends():
     pruned(model, "layers:share=0.75")
     assert model.config.get_text_config().layer_types == ["full_attention"]
     assert torch.equal(generated(model), generated(model, use_cache=False))
+
+
+def test_even_layers_of_a_hybrid_that_leave_none_that_attends_are_refused():
+    model = zoo.build("qwen3_5")
+    state = everything(model)
+    with pytest.raises(WeightsError, match="by influence"):
+        pruned(model, "layers:share=0.75:choose=even")
+    assert_same(everything(model), state)
 
 
 LOADED = """
@@ -285,6 +309,9 @@ def test_interrupted_it_is_as_it_was(monkeypatch):
         ("neurons:share=1", "between 0 and 1"),
         ("neurons:score=loudness", "wifv"),
         ("neurons:across=town", "layer"),
+        ("neurons:across=influence:spread=2", "spread must be a share"),
+        ("neurons:share=0.8:across=influence", "spread must be below 0.25"),
+        ("layers:choose=odd", "even"),
         ("gptq:bits=4:group=8|flap", "before the other passes"),
         ({"passes": ["flap"], "include": ["lm_head"]}, "add decoder"),
         ({"passes": ["layers"], "skip": ["layers.0"]}, "two calls"),

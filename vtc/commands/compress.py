@@ -34,6 +34,9 @@ def compress(
         str, typer.Option(help="vtc: every recipe; compressed-tensors: plain 4 and 8 bits, loads without vtc.")
     ] = "vtc",
     verify: Annotated[bool, typer.Option(help="Load and compare what was written before it is published.")] = True,
+    keep_original: Annotated[
+        bool, typer.Option(help="Keep MODEL, a folder, in the output, bit for bit, for vtc restore.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration prompts at once.")] = 8,
     dtype: DType = "auto",
     device: Device = "auto",
@@ -64,6 +67,8 @@ def compress(
 
         vtc compress ./my-vlm --recipe int8 --format compressed-tensors --output ./for-vllm
 
+        vtc compress ./my-vlm --recipe int8 --keep-original --output ./small    # then: vtc restore ./small ./again
+
         vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev --examples 128 --output ./planned
 
     With a target every candidate is tried on every layer, alone: half of the examples fit it, the others say what it
@@ -75,17 +80,21 @@ def compress(
     Stopped or killed, the output folder is as it was.
     """
     from vtc import folders
-    from vtc.checkpoint import CONFIG, FORMATS, save
+    from vtc.checkpoint import CONFIG, FORMATS, save, weights_sha256
     from vtc.eval import cells
     from vtc.eval.load import load
     from vtc.weights import Recipe
     from vtc.weights import compress as run
+    from vtc.weights.planes import coders
 
     if format not in FORMATS:
         raise VTCError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
     if bool(method) != bool(budget):
         raise VTCError("give --method and --budget together, or neither")
     folders.check_replaceable(output, CONFIG)
+    if keep_original:
+        weights_sha256(model)  # no folder, no weights: told before hours of work, as is a missing package
+        coders()
     if target and target_bits:
         raise VTCError("give --target or --target-bits, not both")
     size, chosen = parse_size(target), Recipe.of(recipe)
@@ -107,7 +116,7 @@ def compress(
         chosen = plan.recipe(chosen)
     run(vlm, chosen, calibration=prompts)
     show(vlm)
-    save(vlm, output, processor, format=format, verify=verify)
+    save(vlm, output, processor, format=format, verify=verify, keep_original=model if keep_original else None)
     if plan is not None:
         write_plan(plan, output)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))

@@ -28,6 +28,8 @@ def load(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from vtc.weights import hf
+
     trained = (Path(model) / ADAPTER).is_file()
     if trained and not learned:
         raise VTCError(
@@ -41,6 +43,7 @@ def load(
     where = pick_device(device)
     kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
+    hf.register()  # transformers gives compressed folders random weights where it does not know their format
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model)

@@ -17,6 +17,7 @@ from vtc.weights.balance import weigher
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
 from vtc.weights.edits import Edits
 from vtc.weights.gram import Gram
+from vtc.weights.manifest import calibration_sha256
 from vtc.weights.passes._structure import Scope
 from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
@@ -56,13 +57,20 @@ def compress(
         names = [name for name, module in model.named_modules() if id(module) in resized]
         if recipe.fitted or recipe.by_layer:
             told = _fit_layers(model, recipe, examples, edits, progress)
+        where = {id(module): name for name, module in model.named_modules()}
+        layers = {n: hf.written(model.get_submodule(n), n in names, where) for n in dict.fromkeys([*names, *told])}
     except BaseException:
         edits.undo()
         raise
-    manifest = {"recipe": recipe.written(), "structure": structure, "layers": told, "vtc": vtc.__version__}
+    manifest = {
+        "recipe": recipe.written(),
+        "calibration_sha256": calibration_sha256(examples) if examples else None,
+        "structure": structure,
+        "layers": told,
+        "vtc": vtc.__version__,
+    }
     if older is not None:
         manifest["before"] = older.manifest
-    layers = {name: hf.written(model.get_submodule(name), name in names) for name in dict.fromkeys([*names, *told])}
     if layers:  # fewer decoder layers alone are an ordinary model
         hf.mark(model, layers, manifest)
     return model

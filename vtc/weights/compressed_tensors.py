@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import CheckpointError
+from vtc.weights import hf
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
 from vtc.weights.layouts import DENSE
 from vtc.weights.terms import Ints
@@ -26,6 +27,7 @@ BITS = (4, 8)
 
 def save_pretrained(model: Any, folder: Path) -> None:
     """Write ``model`` to ``folder``. Raises ``CheckpointError`` for a layer that the format cannot express."""
+    hf.check_described(model, "compressed-tensors")
     layers = compressed(model)
     tensors = model.state_dict()
     for name, layer in layers.items():

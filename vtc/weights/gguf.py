@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vtc import __version__
 from vtc.errors import CheckpointError
 from vtc.models import family_of
+from vtc.weights import hf
 from vtc.weights.codec import CompressedLinear
 from vtc.weights.layouts import DENSE
 from vtc.weights.terms import Ints
@@ -38,6 +39,7 @@ def export(model: nn.Module, file: str | os.PathLike, rest: str = "Q8_0") -> Pat
     gguf = package()
     if rest not in TYPES:
         raise CheckpointError(f"rest {rest!r} is none of {', '.join(TYPES)}")
+    hf.check_described(model, "GGUF")
     family = family_of(model)
     config: Any = family.decoder.config
     architecture = architecture_of(config)

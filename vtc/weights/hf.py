@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -18,8 +19,9 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from vtc.errors import CheckpointError
+from vtc.errors import CheckpointError, WeightsError
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+from vtc.weights.sharing import BorrowedLinear, OutputNorm, normalise
 from vtc.weights.structure import recount
 
 METHOD, VERSION = "vtc", 1
@@ -81,14 +83,49 @@ def install(model: nn.Module, layers: dict[str, Any]) -> None:
     a name that matches no layer: silence here would be random weights."""
     names = dict(model.named_modules())
     for name, written in layers.items():
+        if "borrows" not in written and "output_norm" not in written:
+            where = resolve(name, names)
+            replace_module(model, where, empty(name, written, names[where]))
+            if "linear" in written:
+                recount(model.get_submodule(where.rpartition(".")[0]))
+    for name, written in layers.items():  # of others' weights, so those must stand
         where = resolve(name, names)
-        replace_module(model, where, empty(name, written, names[where]))
-        if "linear" in written:
-            recount(model.get_submodule(where.rpartition(".")[0]))
+        if "borrows" in written:
+            replace_module(model, where, borrowed(name, written, names[where], model, names))
+        elif "output_norm" in written:
+            with torch.device("meta"):
+                norm = OutputNorm(*torch.empty(2, size_of_norm(name, written)))
+            normalise(model.get_submodule(where), norm)
 
 
-def written(layer: Any, resized: bool) -> dict[str, Any]:
-    """A layer as ``config.json`` describes it; ``resized``: to another size than the model's config says."""
+def borrowed(name: str, written: dict[str, Any], found: nn.Module, model: nn.Module, names: Any) -> BorrowedLinear:
+    """The layer that takes its weight from the one that ``written`` names. Raises ``CheckpointError``."""
+    rank: Any = written.get("rank")
+    lender = model.get_submodule(resolve(str(written["borrows"]), names))
+    sizes = [(m.in_features, m.out_features) for m in (found, lender) if type(m) is nn.Linear]
+    if found is lender or len(sizes) != 2 or sizes[0] != sizes[1]:
+        raise CheckpointError(f"{name} cannot borrow from {written['borrows']!r}; the checkpoint is of another model")
+    if type(rank) is not int or not 1 <= rank <= min(sizes[0]):
+        raise CheckpointError(f"{name}: rank {rank!r} is not between 1 and {min(sizes[0])}; save the model again")
+    return BorrowedLinear.empty(lender, rank, bool(written.get("bias")))  # type: ignore[arg-type]
+
+
+def size_of_norm(name: str, written: dict[str, Any]) -> int:
+    size = written["output_norm"]
+    if type(size) is not int or not 0 < size < 2**20:
+        raise CheckpointError(f"{name}: output_norm is {size!r}, no number of features; save the model again")
+    return size
+
+
+def written(layer: Any, resized: bool, names: dict[int, str] | None = None) -> dict[str, Any]:
+    """A layer as ``config.json`` describes it; ``resized``: to another size than the model's config says; names: of
+    modules by id, for one that borrows. Raises ``WeightsError`` where its lender is gone."""
+    if isinstance(layer, BorrowedLinear):
+        if id(layer.lender) not in (names or {}):
+            raise WeightsError("a layer borrows from one that was removed or replaced; borrow last")
+        return {"terms": [], "borrows": names[id(layer.lender)], "rank": layer.rank, "bias": layer.bias is not None}  # type: ignore[index]
+    if isinstance(getattr(layer, "output_norm", None), OutputNorm):
+        return {"terms": [], "output_norm": len(layer.output_norm.scale)}
     found = {"terms": [], "bias": layer.bias is not None} if isinstance(layer, nn.Linear) else layer.written()
     return found | {"linear": [layer.in_features, layer.out_features]} if resized else found
 
@@ -116,6 +153,14 @@ def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
         )
     inputs, outputs = size
     return nn.Linear(inputs, outputs, bias=bool(written["bias"]), dtype=dtype, device="meta")
+
+
+def check_described(model: Any, format: str) -> None:
+    """Raises ``CheckpointError`` for layers of other sizes, or of others' weights: only vtc's config describes them."""
+    config = config_of(model)
+    for name, told in ({} if config is None else config.layers).items():
+        if {"linear", "borrows", "output_norm"} & set(told):
+            raise CheckpointError(f"{name} is not as the model's config has it, which {format} cannot express")
 
 
 def resolve(name: str, names: Any) -> str:

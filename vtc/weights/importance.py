@@ -44,9 +44,18 @@ def of_units(scores: Tensor, width: int) -> Tensor:
     return scores.view(-1, width).mean(1)
 
 
-def best_of_each(scores: Sequence[Tensor], share: float) -> list[Tensor]:
-    """For each layer's ``scores [U]`` a bool ``[U]``: all but the worst ``share``, rounded down; ties stay."""
-    return [s >= s.sort().values[int(len(s) * share)] for s in scores]
+def best_of_each(scores: Sequence[Tensor], shares: Sequence[float]) -> list[Tensor]:
+    """For each layer's ``scores [U]`` a bool ``[U]``: all but the worst of its ``shares``, rounded down; ties stay."""
+    return [s >= s.sort().values[int(len(s) * share)] for s, share in zip(scores, shares, strict=True)]
+
+
+def shares_by(influence: Tensor, share: float, spread: float) -> list[float]:
+    """What each layer loses by its ``influence [L]``: the least one ``share * (1 + spread)`` at most, the one of the
+    most ``share * (1 - spread)`` at least, linear between, ``share`` on average."""
+    centred = (influence - influence.mean()).double()
+    largest = float(centred.abs().max())
+    weight = centred / largest if largest > 0 else centred
+    return (share * (1 - spread * weight)).tolist()
 
 
 def best_of_all(scores: Sequence[Tensor], costs: Sequence[float], share: float) -> list[Tensor]:

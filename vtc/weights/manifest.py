@@ -59,6 +59,16 @@ class Manifest:
         ):
             raise CheckpointError("manifest: evaluation is an object of finite numbers, or null")
 
+    @classmethod
+    def of(cls, told: dict[str, Any], parent_sha256: str, versions: dict[str, str]) -> Manifest:
+        """From what ``vtc.compress`` wrote into a model's config; nothing was evaluated. There an error is the squared
+        one."""
+        layers = {
+            name: Layer(each["bits"], each["bytes"], None if each["error"] is None else math.sqrt(each["error"]))
+            for name, each in told["layers"].items()
+        }
+        return cls(parent_sha256, told["recipe"], told.get("calibration_sha256"), layers, None, versions)
+
     def write(self, folder: Path) -> Path:
         """Into ``folder``, whole or not at all."""
         from vtc.weights.lossless import published
@@ -98,16 +108,26 @@ class Manifest:
 
 def calibration_sha256(examples: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 over the names, dtypes, shapes and values of the tensors of each example, in order."""
-    import torch
-
     digest = hashlib.sha256()
     for example in examples:
         for name in sorted(example):
-            value = torch.as_tensor(example[name]).detach().cpu().contiguous()
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-            digest.update(value.view(-1).view(torch.uint8).numpy().data)
+            _count(digest, name, example[name])
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _count(digest: Any, name: str, value: Any) -> None:
+    import torch
+
+    if isinstance(value, list | tuple) and any(torch.is_tensor(each) for each in value):
+        for each in value:
+            _count(digest, name, each)
+    elif value is None or isinstance(value, str):
+        digest.update(f"{name}:{value!r};".encode())
+    else:
+        value = torch.as_tensor(value).detach().cpu().contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().data)
 
 
 def _strict(fields: dict[str, Any], kind: Any, where: str) -> None:

@@ -102,7 +102,7 @@ def least_stored(size: int, dtype: str) -> int:
 
 
 def _plane(stream: BinaryIO, size: int) -> Bytes:
-    zstd, _ = _coders()
+    zstd, _ = coders()
     (length,) = LENGTH.unpack(_exactly(stream, LENGTH.size))
     if length > size + size // 128 + 512:  # zstd's own bound is below that
         raise CheckpointError(f"a frame of {length} bytes cannot hold {size} bytes; the archive is damaged")
@@ -127,11 +127,11 @@ def _exactly(stream: BinaryIO, count: int) -> bytes:
 
 
 def _shortest(plane: Bytes) -> bytes:
-    return min((coder.compress(plane) for coder in _coders()[1]), key=len)
+    return min((coder.compress(plane) for coder in coders()[1]), key=len)
 
 
 @functools.cache
-def _coders() -> tuple[Any, tuple[Any, ...]]:
+def coders() -> tuple[Any, tuple[Any, ...]]:
     """The package zstandard, and its compressors that are tried."""
     try:
         import zstandard

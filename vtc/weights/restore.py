@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from vtc.checkpoint import weights_sha256
+from vtc.checkpoint import versions, weights_sha256
 from vtc.errors import CheckpointError
 from vtc.weights.approximate import Approximate
 from vtc.weights.index import Index
@@ -28,6 +29,25 @@ def keep_original(original: str | os.PathLike, into: str | os.PathLike) -> Index
     _same_parent(into, weights_sha256(original), original)
     beside = weights_sha256(into)
     return store(original, into / ORIGINAL, Approximate(into).guess, beside)
+
+
+def keep_beside(told: dict[str, Any], original: Path, into: Path) -> None:
+    """Keep ``original`` in ``into``, which ``vtc.save`` fills, with the manifest that names it; told: what
+    ``vtc.compress`` wrote down."""
+    Manifest.of(told, weights_sha256(original), versions()).write(into)
+    keep_original(original, into)
+
+
+def check_not_lost(folder: Path, saved: Path, original: Path | None) -> None:
+    """Raises ``CheckpointError`` where ``saved`` would replace weights in ``folder`` that the original kept there is
+    made of, unless the same ``original`` is kept again."""
+    if not (folder / ORIGINAL).is_file() or weights_sha256(folder) == weights_sha256(saved):
+        return
+    if original is None or read_index(folder / ORIGINAL)[0].weights_sha256 != weights_sha256(original):
+        raise CheckpointError(
+            f"{folder} keeps an original that only the weights there give back; vtc restore it first, or save to "
+            "another folder"
+        )
 
 
 def restore(folder: str | os.PathLike, out: str | os.PathLike) -> Path:

@@ -10,6 +10,7 @@ from torch import nn
 from vtc.errors import WeightsError
 from vtc.models.base import Family
 from vtc.patching import LEARNED
+from vtc.weights.sharing import BorrowedLinear
 
 PARTS = ("decoder", "tower", "projector", "lm_head", "embeddings")
 
@@ -74,9 +75,11 @@ def block_of(name: str, model: nn.Module, family: Family) -> int | None:
 
 
 def _tied(model: nn.Module) -> set[int]:
-    """ids of weights that stand in more than one module."""
+    """ids of weights that more than one module multiplies by."""
     seen: dict[int, int] = {}
     for module in model.modules():
+        if isinstance(module, BorrowedLinear):
+            seen[id(module.weight)] = seen.get(id(module.weight), 0) + 1
         for parameter in module._parameters.values():
             if parameter is not None:
                 seen[id(parameter)] = seen.get(id(parameter), 0) + 1

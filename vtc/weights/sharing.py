@@ -3,7 +3,7 @@ from kept ones with low-rank adapters. It saves storage; every block still runs,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,12 +59,36 @@ def _matched(pruned: Linears, kept: Linears, rank: int) -> list[tuple[str, Tenso
 class BorrowedLinear(nn.Module):
     """``x (W + U V)T + b`` with the weight of another layer, held by that layer alone."""
 
+    _lender: tuple[nn.Linear]
+
     def __init__(self, lender: nn.Linear, u: Tensor, v: Tensor, bias: Tensor | None):
         super().__init__()
         self.in_features, self.out_features = lender.in_features, lender.out_features
-        self.weight = lender.weight  # the same parameter: stored once
-        self.u, self.v = nn.Parameter(u.to(lender.weight)), nn.Parameter(v.to(lender.weight))
+        self._lender = (lender,)  # in a tuple: no module of this one, so it is stored and counted once
+        u, v = (t.to(lender.weight).contiguous() for t in (u, v))  # as they are loaded: layouts round differently
+        self.u, self.v = nn.Parameter(u), nn.Parameter(v)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    @classmethod
+    def empty(cls, lender: nn.Linear, rank: int, bias: bool) -> BorrowedLinear:
+        """One without values, on the meta device."""
+        with torch.device("meta"):
+            u, v = torch.empty(lender.out_features, rank), torch.empty(rank, lender.in_features)
+            made = cls(lender, u, v, torch.empty(lender.out_features, dtype=lender.weight.dtype) if bias else None)
+        return made
+
+    @property
+    def lender(self) -> nn.Linear:
+        return self._lender[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The lender's, without what the adapters add."""
+        return self.lender.weight
+
+    @property
+    def rank(self) -> int:
+        return self.u.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias) + linear(linear(x, self.v), self.u)
@@ -81,9 +105,15 @@ class OutputNorm(nn.Module):
     def between(cls, got: Tensor, wanted: Tensor) -> OutputNorm:
         """From states ``[T, D]`` that the rebuilt block gives to those wanted of it: what the block gave before it was
         rebuilt. It was chosen because that is near its input, so the block starts near the identity."""
-        (mean, deviation), (to_mean, to_deviation) = [(t.double().mean(0), t.double().std(0)) for t in (got, wanted)]
+        first, second = ((t.double().mean(0), t.double().std(0)) for t in (got, wanted))
+        return cls.of(first, second, got.dtype)
+
+    @classmethod
+    def of(cls, got: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], dtype: torch.dtype) -> OutputNorm:
+        """The same from means and deviations, float64 ``[D]`` each."""
+        (mean, deviation), (to_mean, to_deviation) = got, wanted
         scale = torch.where(deviation > 0, to_deviation / deviation.clamp_min(1e-12), torch.ones_like(deviation))
-        return cls(scale.to(got.dtype), (to_mean - mean * scale).to(got.dtype))
+        return cls(scale.to(dtype), (to_mean - mean * scale).to(dtype))
 
     def forward(self, y: Tensor) -> Tensor:
         return y * self.scale + self.shift
@@ -94,24 +124,34 @@ def linears_of(block: nn.Module) -> dict[str, Tensor]:
     return {name: m.weight.detach() for name, m in block.named_modules() if isinstance(m, nn.Linear)}
 
 
-def borrow(block: nn.Module, lender: nn.Module, rank: int) -> nn.Module:
-    """Rebuild the linear layers of ``block`` from those of ``lender``, in place; biases and norms stay its own."""
+def borrow(block: nn.Module, lender: nn.Module, rank: int, put: Callable[[Any, str, Any], None] = setattr) -> nn.Module:
+    """Rebuild the linear layers of ``block`` from those of ``lender``, in place; biases and norms stay its own. put:
+    sets them, as ``setattr`` does."""
     for name, weight in _matched(linears_of(block), linears_of(lender), rank):
         own: Any = block.get_submodule(name)
         other: Any = lender.get_submodule(name)
         u, v = truncated(weight - other.weight.detach(), rank)
         parent, _, child = name.rpartition(".")
-        setattr(block.get_submodule(parent), child, BorrowedLinear(other, u, v, own.bias))
+        put(block.get_submodule(parent), child, BorrowedLinear(other, u, v, own.bias))
     return block
 
 
 def normalise(block: nn.Module, norm: OutputNorm) -> nn.Module:
     """Let ``norm`` act on what ``block`` gives (its first output, where it gives several), in place."""
     block.output_norm = norm
-    block.register_forward_hook(
-        lambda module, args, out: (norm(out[0]), *out[1:]) if isinstance(out, tuple) else norm(out)
-    )
+    block.register_forward_hook(_normalised)
     return block
+
+
+def _normalised(block: Any, args: tuple, out: Any) -> Any:
+    return (block.output_norm(out[0]), *out[1:]) if isinstance(out, tuple) else block.output_norm(out)
+
+
+def unnormalise(block: nn.Module) -> None:
+    """Undo ``normalise``."""
+    del block.output_norm
+    for key in [key for key, hook in block._forward_hooks.items() if hook is _normalised]:
+        del block._forward_hooks[key]
 
 
 def share(blocks: Sequence[nn.Module], influence: Sequence[float], count: int, rank: int) -> dict[int, int]:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from vtc.errors import WeightsError
 from vtc.models import family_of
+from vtc.patching import patch_of
 from vtc.weights import importance
 from vtc.weights.edits import Edits
 from vtc.weights.passes.base import Candidate, Pass, check_flag, check_share
 from vtc.weights.structure import Site, shrink, sites
-from vtc.weights.survey import Buckets, Channels, channels_of
+from vtc.weights.survey import Buckets, Channels, channels_of, influence_of
 from vtc.weights.walk import Example, Walk
 
 SCORES = ("wifv", "ifv", "wifn", "norm", "magnitude")
@@ -51,7 +52,9 @@ class ChannelPass(StructuredPass):
     "magnitude" (squared norm of the unit's weights; needs no calibration unless it compensates). A unit gets the mean
     of its channels.
     across: "layer" takes the share, rounded down, from each layer (FLAP's UL-UM); "model" sets one threshold on scores
-    standardised by layer, weighing units by their parameters (AL-AM). compensate: what lost channels gave on average
+    standardised by layer, weighing units by their parameters (AL-AM); "influence" takes more from decoder layers that
+    change their states less, ``share * (1 - spread)`` to ``share * (1 + spread)``, ``share`` on average (after
+    Adapt-Pruner, 2502.03460, which scales its sparsities another way). compensate: what lost channels gave on average
     goes into the bias of the projection that read them.
     """
 
@@ -59,6 +62,7 @@ class ChannelPass(StructuredPass):
     score: str = "wifv"
     across: str = "layer"
     compensate: bool = True
+    spread: float = 0.5
     kinds: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -66,12 +70,18 @@ class ChannelPass(StructuredPass):
         if self.score not in SCORES:
             raise WeightsError(f"score must be one of {', '.join(SCORES)}, not {self.score!r}")
         check_flag("compensate", self.compensate)
-        if self.across not in ("layer", "model"):
-            raise WeightsError(f'across must be "layer" or "model", not {self.across!r}')
+        if self.across not in ("layer", "model", "influence"):
+            raise WeightsError(f'across must be "layer", "model" or "influence", not {self.across!r}')
+        check_share("spread", self.spread)
+        if self.across == "influence" and self.share * (1 + self.spread) >= 1:
+            raise WeightsError(
+                f"share={self.share} with spread={self.spread} takes all of a layer; the spread must be below "
+                f"{1 / self.share - 1:.3g}"
+            )
 
     @property
     def needs_gram(self) -> bool:  # type: ignore[override]
-        return self.compensate or self.score != "magnitude"
+        return self.compensate or self.score != "magnitude" or self.across == "influence"
 
     def apply(self, model: nn.Module, scope: Scope, edits: Edits) -> dict[str, Any]:
         found = sites(model, family_of(model), self.kinds, scope.skip)
@@ -82,7 +92,7 @@ class ChannelPass(StructuredPass):
         for site, score in zip(found, scores, strict=True):
             if not bool(score.isfinite().all()):
                 raise WeightsError(f"{site.name} holds weights that are not finite; load the checkpoint again")
-        kept = self.choose(scores, found)
+        kept = self.choose(scores, found, self.shares(model, scope, found))
         for site, at, keep in zip(found, seen, kept, strict=True):
             if not bool(keep.all()):
                 shrink(site, keep, at.mean if self.compensate else None, edits)
@@ -102,7 +112,21 @@ class ChannelPass(StructuredPass):
             found = importance.wifv(seen.fluctuation, weight) if self.score == "wifv" else seen.fluctuation
         return found.square() if site.kind == "heads" else found
 
-    def choose(self, scores: list[Tensor], found: list[Site]) -> list[Tensor]:
+    def shares(self, model: nn.Module, scope: Scope, found: list[Site]) -> list[float]:
+        """What each site loses, where each has a share of its own."""
+        if self.across != "influence":
+            return [self.share] * len(found)
+        patch = patch_of(model)
+        if patch is not None:
+            patch.remove()
+        try:
+            influence = influence_of(Walk(model, scope.examples), scope.buckets)
+        finally:
+            if patch is not None:
+                patch.install()
+        return importance.shares_by(influence[[site.block for site in found]], self.share, self.spread)
+
+    def choose(self, scores: list[Tensor], found: list[Site], shares: list[float]) -> list[Tensor]:
         """Which units of each site stay, bool ``[U]``. Raises ``WeightsError`` where all would."""
         if self.across == "model":
             scores = [importance.standardised(s) for s in scores]
@@ -110,7 +134,7 @@ class ChannelPass(StructuredPass):
         if self.across == "model":
             kept = importance.best_of_all(units, [site.cost for site in found], self.share)
         else:
-            kept = importance.best_of_each(units, self.share)
+            kept = importance.best_of_each(units, shares)
         if all(bool(k.all()) for k in kept):
             most = max(map(len, kept))
             if most == 1:

@@ -24,13 +24,24 @@ from vtc.weights.walk import Walk
 @dataclass(frozen=True)
 class Layers(StructuredPass):
     """Remove the ``share`` of decoder layers (to the nearest whole number) with the least Block Influence: mean of
-    1 - cosine of a token's states before and after. A token patch is lifted while it is measured."""
+    1 - cosine of a token's states before and after. A token patch is lifted while it is measured.
+
+    choose: "influence", or "even": layers spread evenly, whatever they do, as DistilBERT (arXiv 1910.01108) starts from
+    every second one; that needs no calibration.
+    """
 
     share: float = 0.25
+    choose: str = "influence"
     name = "layers"
 
     def __post_init__(self) -> None:
         check_share("share", self.share)
+        if self.choose not in ("influence", "even"):
+            raise WeightsError(f'choose must be "influence" or "even", not {self.choose!r}')
+
+    @property
+    def needs_gram(self) -> bool:  # type: ignore[override]
+        return self.choose == "influence"
 
     def apply(self, model: nn.Module, scope: Scope, edits: Edits) -> dict[str, Any]:
         depth = len(family_of(model).layers)
@@ -46,13 +57,26 @@ class Layers(StructuredPass):
         if patch is not None:
             patch.remove()
             edits.when_undone(patch.install)
-        influence = influence_of(Walk(model, scope.examples), scope.buckets)
-        gone = least(influence, count, [family_of(model).attends(n) for n in range(depth)])
+        attends = [family_of(model).attends(n) for n in range(depth)]
+        told: dict[str, Any] = {}
+        if self.choose == "even":
+            gone = even(count, depth)
+            if any(attends) and not any(attends[n] for n in range(depth) if n not in gone):
+                raise WeightsError("no layer that attends would be left, and caches count there; choose by influence")
+        else:
+            influence = influence_of(Walk(model, scope.examples), scope.buckets)
+            gone = least(influence, count, attends)
+            told = {"influence": [round(float(each), 6) for each in influence]}
         cut(model, [n for n in range(depth) if n not in gone], edits)
         if patch is not None:
             again = Patch(model, patch.method, patch.budget).install()
             edits.when_undone(again.remove)
-        return {"removed": gone, "influence": [round(float(each), 6) for each in influence]}
+        return {"removed": gone, **told}
+
+
+def even(count: int, depth: int) -> list[int]:
+    """``count`` of ``depth`` layers, spread evenly; the first one stays."""
+    return [n for n in range(depth) if (n + 1) * count // depth > n * count // depth]
 
 
 def least(influence: Tensor, count: int, attends: list[bool]) -> list[int]:
