@@ -1,7 +1,7 @@
 """Train a learned method on the testbed: its parameters, and the language model that reads what they write.
 
     OMP_NUM_THREADS=1 python scripts/train_learned.py --minutes 40 --output runs/perceiver
-    python scripts/train_learned.py --evaluate runs/perceiver            # test seeds, at every budget
+    python scripts/train_learned.py --evaluate runs/perceiver --budgets 12 6 3   # on test seeds
 
 One elastic model: each step draws its budget. Many questions share a picture in one row (block mask), the frozen
 tower's features are kept, and everything runs through ``vtc.patch``, as a user's own training does. Stopped, the same
@@ -28,10 +28,11 @@ from vtc.eval.scenes import SIZE, TYPES, checkpoint_path, samples
 from vtc.eval.scenes.train.llava import Llava
 from vtc.eval.scenes.train.measure import accuracy
 from vtc.eval.scenes.train.model import autocast
-from vtc.eval.scenes.train.optimise import Clock, rate_factor, save
+from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
 from vtc.eval.scenes.train.pack import Batch, pack
 from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
+from vtc.patching import LEARNED
 from vtc.tokens import Budget
 
 BATCH, QUESTIONS = 16, 16
@@ -47,8 +48,8 @@ def main() -> None:
     parser.add_argument("--train", choices=["compressor", "both"], default="both", help="both: the decoder as well")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--rate", type=float, default=1e-3, help="of the method's own parameters")
-    parser.add_argument("--decoder-rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=1.0, help="of the method, times the one the testbed's models had")
+    parser.add_argument("--decoder-rate", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/learned-pictures"), help="pictures, drawn once")
     parser.add_argument("--output", type=Path, default=Path("runs/perceiver"))
@@ -77,18 +78,16 @@ class Trainer:
         self.tower = self.model.model.get_image_features
         self.model.model.get_image_features = self.remembered  # before the patch, which listens to it
         self.model.requires_grad_(False)
-        own = {id(p) for p in self.model.parameters()}
         vtc.patch(self.model, vtc.methods.registry[args.method](latents=args.latents), budget=max(args.budgets))
-        learned = [p for p in self.model.parameters() if id(p) not in own]
-        decoder = [*self.model.model.language_model.parameters(), *self.model.lm_head.parameters()]
-        groups = [{"params": learned, "rate": args.rate}]
+        learned = self.model.get_submodule(LEARNED)
+        learned.requires_grad_(True)
+        self.optimisers = [(args.rate, Optimisers([learned], []))]
         if args.train == "both":
-            groups.append({"params": decoder, "rate": args.decoder_rate})
-        for group in groups:
-            for p in group["params"]:
-                p.requires_grad_(True)
-        self.optimiser = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01)
-        count = sum(p.numel() for p in learned) / 1e6
+            decoder = [self.model.model.language_model, self.model.lm_head]
+            for module in decoder:
+                module.requires_grad_(True)
+            self.optimisers.append((args.decoder_rate, Optimisers(decoder[:1], decoder[1:])))
+        count = sum(p.numel() for p in learned.parameters()) / 1e6
         print(f"{args.method}: {count:.3f}M parameters of its own, trains {args.train}", flush=True)
 
     def run(self) -> None:
@@ -97,7 +96,8 @@ class Trainer:
         if args.resume and path.exists():
             state = torch.load(path)
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for (_, part), kept in zip(self.optimisers, state["optimisers"], strict=True):
+                part.restore(kept)
             step, spent = state["step"], state["spent"]
         clock, tally, kept = Clock(args.minutes, spent), {}, spent
         while clock.fraction < 1:
@@ -105,15 +105,12 @@ class Trainer:
             budget = int(rng.choice(args.budgets))
             index = np.sort(rng.choice(len(self.pictures), BATCH, replace=False))
             batch = pack([self.pictures.objects[i] for i in index], rng, QUESTIONS, [1.0] * len(TYPES))
-            for group in self.optimiser.param_groups:
-                group["lr"] = group["rate"] * rate_factor(step, clock.fraction, 0.3)
             loss, right = self.loss(batch, self.store[index], budget)
             if not torch.isfinite(loss):
                 raise SystemExit(f"the loss is {loss.item()} at step {step}, pictures {index.tolist()}; lower --rate")
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+            for rate, part in self.optimisers:
+                part.step(rate * rate_factor(step, clock.fraction, 0.5))
             tally.setdefault(budget, []).append((loss.item(), right))
             step += 1
             if step % 50 == 0 or step == 5:
@@ -125,11 +122,12 @@ class Trainer:
                 self.keep(path, step, kept)
         self.keep(path, step, clock.spent)
         print(f"done: {step} steps, {clock.spent:.0f}s", flush=True)
+        vtc.save(self.model, args.output / "model", self.processor)
 
     def loss(self, batch: Batch, features: torch.Tensor, budget: int) -> tuple[torch.Tensor, float]:
         """Cross entropy of the answers with ``budget`` vision tokens, and the share that is right."""
         patch = vtc.patch_of(self.model)
-        patch.budget = patch.engine.budget = Budget(budget)
+        patch.set_budget(Budget(budget))
         with torch.no_grad(), autocast():
             self.seen = self.kind.project(self.model, features)
         with autocast():
@@ -153,7 +151,7 @@ class Trainer:
 
     def keep(self, path: Path, step: int, spent: float) -> None:
         """What is needed to go on, the folder to load, and the accuracy on dev seeds."""
-        state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        state = {"model": self.model.state_dict(), "optimisers": [part.state() for _, part in self.optimisers]}
         save(path, state | {"step": step, "spent": spent})
         self.seen = None
         found = measured(self.model, self.processor, self.args.budgets, "dev", 270)
@@ -166,7 +164,7 @@ def measured(model: Any, processor: Any, budgets: list[int], split: str, count: 
     patch = vtc.patch_of(model)
     found = {}
     for budget in budgets:
-        patch.budget = patch.engine.budget = Budget(budget)
+        patch.set_budget(Budget(budget))
         right = accuracy(model, processor, items)
         mean = float(np.mean([right[t] for t in TYPES]))
         found[str(budget)] = {"all": mean, **{name: round(value, 3) for name, value in right.items()}}
@@ -176,7 +174,10 @@ def measured(model: Any, processor: Any, budgets: list[int], split: str, count: 
 def evaluate(folder: Path, budgets: list[int], count: int) -> None:
     """The saved model on test seeds; writes ``test.json`` beside it."""
     started = time.perf_counter()
-    model, processor = vtc.load(folder, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(checkpoint_path())
+    model, processor = (
+        vtc.load(folder / "model", dtype=torch.float32).eval(),
+        AutoProcessor.from_pretrained(checkpoint_path()),
+    )
     found = measured(model, processor, budgets, "test", count)
     write_json(folder / "test.json", found)
     print(json.dumps(found, indent=1), f"\n{time.perf_counter() - started:.0f}s")

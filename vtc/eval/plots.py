@@ -89,7 +89,7 @@ def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: 
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lines, base = curves(summary, measured, axis), summary["cells"][UNPATCHED]
-    figure = Figure(figsize=(8.6, 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.6, max(5.2, 0.4 + 0.21 * len(lines))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for method, style in styles(list(lines)).items():
