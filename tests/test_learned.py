@@ -50,7 +50,7 @@ def test_the_model_sees_what_is_learned_only_while_it_is_patched(method):
     added = [key for key in model.state_dict() if key not in keys]
     assert added and all(key.startswith(f"{LEARNED}.") for key in added)
     assert {p.dtype for p in model.vtc_learned.parameters()} == {torch.float64}
-    assert model.to(torch.bfloat16).vtc_learned.write.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in model.to(torch.bfloat16).vtc_learned.parameters()} == {torch.bfloat16}
     assert not model.vtc_learned.training and model.train().vtc_learned.training
     vtc.unpatch(model)
     assert list(model.state_dict()) == keys
@@ -72,7 +72,7 @@ def test_an_equal_method_keeps_what_was_learned_and_another_one_starts_anew(meth
     assert model.vtc_learned is learned and not torch.equal(logits(model, prompt), want)
     patch_of(model).set_budget(0.4)
     assert torch.equal(logits(model, prompt), want)
-    vtc.patch(model, method, budget=0.4, depth=1)
+    vtc.patch(model, method, budget=0.4, share=not registry[method]().share)
     assert model.vtc_learned is not learned
 
 

@@ -28,6 +28,7 @@ from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
 
+IGNORE = -100  # labels that are not learned, as in transformers
 REPLAYED = 8  # forwards whose layers a backward pass may still replay (activation checkpointing)
 
 
@@ -45,6 +46,7 @@ class Engine:
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
         self.weighs: set[int] = set()  # decoder layers whose attention takes a Subset for a mask
+        self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
         self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
@@ -115,8 +117,16 @@ class Engine:
             length=length,
             batch=batch,
             clock=Stopwatch(given.device.type == "cuda"),
+            answers=self._answers(batch, length),
             grad=torch.is_grad_enabled(),
         )
+
+    def _answers(self, batch: int, length: int) -> Tensor | None:
+        if self.labels is None:
+            return None
+        if self.labels.shape != (batch, length):
+            raise ValueError(f"labels are {list(self.labels.shape)} and the prompts {[batch, length]}; give one a row")
+        return (self.labels != IGNORE).cpu()
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""

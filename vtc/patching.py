@@ -93,6 +93,7 @@ class Patch:
             self._wrap_placeholders(family.base)
         for index, layer in enumerate(family.layers):
             self._wrap_layer(layer, index)
+        self._wrap_labels()
         before, after = family.base.register_forward_pre_hook, family.base.register_forward_hook
         self._undo.append(before(_named(family.base, engine.begin), with_kwargs=True).remove)
         self._undo.append(after(lambda module, args, output: engine.end(_cache_in(output))).remove)
@@ -142,6 +143,21 @@ class Patch:
             return engine.layer(index, forward, args, kwargs)
 
         self._replace(layer, "forward", on_rows)
+
+    def _wrap_labels(self) -> None:
+        """The model's forward and not a hook: PEFT calls it without hooks."""
+        forward: Callable = self.model.forward
+        if "labels" not in inspect.signature(forward).parameters:
+            return
+
+        @functools.wraps(forward)
+        def with_labels(*args, **kwargs):
+            if kwargs.get("labels") is None:
+                return forward(*args, **kwargs)
+            with asking(self.model, kwargs["labels"]):
+                return forward(*args, **kwargs)
+
+        self._replace(self.model, "forward", with_labels)
 
     def _wrap_tower(self, base: nn.Module, modality: str) -> None:
         name = f"get_{modality}_features"
@@ -357,6 +373,21 @@ def patched(
         unpatch(model)
         if outer is not None:
             outer.install()
+
+
+@contextmanager
+def asking(model: nn.Module, labels: Tensor) -> Iterator[nn.Module]:
+    """In a training that computes its own loss: the prompts of the forwards inside end where ``labels [B, N]`` (-100 =
+    not learned) begin, so that no method ranks tokens by the answer. A model given ``labels`` does so itself."""
+    patch = patch_of(model)
+    before = None if patch is None else patch.engine.labels
+    try:
+        if patch is not None:
+            patch.engine.labels = labels
+        yield model
+    finally:
+        if patch is not None:
+            patch.engine.labels = before
 
 
 def patch_of(model: nn.Module) -> Patch | None:

@@ -65,12 +65,14 @@ class Purse:
     left: list[int]
     needs: list[list[float]] = field(default_factory=list)  # by layer and picture
     spent: dict[int, list[int]] = field(default_factory=dict)  # layer -> keys kept of each picture
+    weights: list[float] = field(default_factory=list)  # of each layer's even share
 
 
 @dataclass
 class Pass:
     """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
-    bool ``[B, N]`` on the CPU, True = real, or None (all real)."""
+    bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
+    words are learned, where that is known."""
 
     ids: dict[str, Tensor]
     input_ids: Tensor | None
@@ -78,6 +80,7 @@ class Pass:
     length: int
     batch: int
     clock: Stopwatch
+    answers: Tensor | None = None
     grad: bool = False
     layout: Layout = field(
         init=False

@@ -133,6 +133,19 @@ class Method:
         of methods that reduce keys."""
         return tokens.valid.any(dim=1).float()
 
+    def in_layer(self, layer: int) -> Self:
+        """This method as it works in the n-th of the layers whose keys it reduces. Asked of methods that reduce keys,
+        as the next two are."""
+        return self
+
+    def weights(self, layers: int) -> list[float]:
+        """The shares of the budget that those layers start from, in any unit."""
+        return [1.0] * layers
+
+    def gates(self, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Tensor:
+        """``[I, N]``, differentiable: how much each key is meant to stay, where that is learned."""
+        raise TypeError(f"{type(self).__name__} does not define gates(tokens, signals, keep)")
+
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
         """Reduce each picture i to exactly ``keep[i] <= tokens.count[i]`` slots.
 
