@@ -26,6 +26,7 @@ PARTS = {
         "stages",
         "attend",
         "keys",
+        "routing",
         "listener",
         "raters",
         "state",

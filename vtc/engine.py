@@ -21,7 +21,8 @@ from vtc.masks import Subset
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
-from vtc.rows import Columns, gather_positions, restore_rows
+from vtc.routing import Router
+from vtc.rows import Columns, gather_positions, gather_rows, put_rows, restore_rows
 from vtc.signals import RaterAttention
 from vtc.spend import Spend
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
@@ -57,6 +58,7 @@ class Engine:
             self.method.spend.agree(budget)
         self.budget = budget
         self.keys = self._key_reducer() if self.method.reduces_keys else None
+        self.router = self._router() if self.method.skips_layers else None
 
     def _place_stages(self) -> dict[int, int]:
         """Decoder layer -> stage."""
@@ -70,7 +72,7 @@ class Engine:
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
                 f"lie below {self.depth}"
             )
-        if self.family.hybrid and (at != [0] or self.method.reduces_keys):
+        if self.family.hybrid and (at != [0] or self.method.reduces_keys or self.method.skips_layers):
             raise UnsupportedModel(
                 f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
                 "use a method at the decoder's input, such as divprune"
@@ -80,6 +82,10 @@ class Engine:
     def _key_reducer(self) -> KeyReducer:
         (first,) = self.stage_at
         return KeyReducer(self.method, self.budget, first, self.depth, self.listener)
+
+    def _router(self) -> Router:
+        (first,) = self.stage_at
+        return Router(self.method, self.budget, first, self.depth)
 
     # ------------------------------------------------------------- before and after the model
 
@@ -175,6 +181,8 @@ class Engine:
         self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
 
     def _all_cut(self, p: Pass) -> bool:
+        if self.router is not None:
+            return all(p.plans[index].rows is not None for index in range(self.router.first, self.depth))
         if self.keys is None:
             return len(p.cuts) == len(self.stage_at)
         return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
@@ -207,6 +215,8 @@ class Engine:
             return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
         if plan.rows is None:
             return self._on_all_rows(index, states, forward, args, kwargs)
+        if self.router is not None:
+            return self._on_routed_rows(self.router, p, plan.rows, index, states, forward, args, kwargs)
         states = self._enter(p, plan, states)
         p.rows_by_layer[index] = states.shape[1]
         kwargs = self._on_kept_rows(p, plan.rows, index, states, kwargs)
@@ -236,6 +246,14 @@ class Engine:
             if p.over and self.rated:
                 with p.clock:
                     self.listener.hear_input(p, states)
+        if self.router is not None:
+            if not p.over or index < self.router.first:
+                return LayerPlan()
+            with p.clock, torch.no_grad():
+                tokens, position = living_tokens(p, states)
+                asked = self.method.signals(0)
+                signals = {s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in asked}
+                return LayerPlan(rows=self.router.cut(p, index, tokens, position, signals))
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over and self.keys is None:
@@ -296,6 +314,33 @@ class Engine:
             ),
             "position_ids": None,  # gaps would look like packed sequences to flash attention
         }
+
+    def _on_routed_rows(
+        self,
+        router: Router,
+        p: Pass,
+        cut: Cut,
+        index: int,
+        states: Tensor,
+        forward: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer that some rows skip: they leave it as they came."""
+        short = gather_rows(states, cut.rows)
+        p.rows_by_layer[index] = short.shape[1]
+        given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
+        kwargs = self._on_kept_rows(p, cut, index, short, kwargs)
+        gate = router.gate(p, cut, index) if self.method.learns and torch.is_grad_enabled() else None
+        if gate is not None:
+            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self._backend())
+            kwargs["attention_mask"] = gated
+        output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
+        out = output[0] if isinstance(output, tuple) else output
+        if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
+            out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
+        full = put_rows(states, out, cut.rows, cut.valid)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _on_fewer_keys(
         self,

@@ -145,7 +145,7 @@ class KeyReducer:
         if isinstance(signal, TokenStates):
             return gather_rows(states[p.layout.prompt], p.layout.row)
         if isinstance(signal, QuestionState):
-            return gather_rows(states, last_row(p)[:, None])[p.layout.prompt, 0]
+            return gather_rows(states, last_row(p, None)[:, None])[p.layout.prompt, 0]
         if not isinstance(signal, TextAttention):
             raise UnsupportedModel(f"{signal} is not known where keys are reduced; use TextAttention")
         heard = self.listener.heard(p, index - (signal.of == "previous"), TextAttention())

@@ -32,7 +32,7 @@ from vtc.signals import (
     TowerKeys,
 )
 from vtc.stages import listed
-from vtc.state import Pass
+from vtc.state import Cut, Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 from vtc.tokens import top
 
@@ -88,7 +88,7 @@ class Listener:
         if p is None or not p.over or key in p.heard:
             return
         with p.clock:
-            row = last_row(p).to(q.device)
+            row = last_row(p, p.plans[layer].rows).to(q.device)
             bias = row_bias(mask, row[:, None], q.shape[2], k.shape[2])[:, 0]
             p.heard[key] = row_attention(q, k, row, bias, scale)[..., k.shape[2] - q.shape[2] :]
 
@@ -101,7 +101,7 @@ class Listener:
         vision[p.layout.prompt[picture], row] = row
         behind = rows > vision.amax(dim=1, keepdim=True)
         behind = behind if valid is None else behind & valid
-        last = last_row(p).where(~behind.any(dim=1), -1)
+        last = last_row(p, p.last_cut).where(~behind.any(dim=1), -1)
         p.raters = torch.cat([choose_raters(states.detach(), vision, rows, behind), last[:, None]], dim=1)
 
     def hear_raters(
@@ -186,7 +186,7 @@ class Listener:
         the cached keys. No MLP; nothing is written to the cache."""
         before = p.last_cut
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
-        row = last_row(p).to(states.device)
+        row = last_row(p, before).to(states.device)
         quiet = {**kwargs, "attention_mask": None, "past_key_values": None, "position_ids": None}
         quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
         quiet.pop("hidden_states", None)
@@ -289,9 +289,9 @@ def joined_heads(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
 
 
-def last_row(p: Pass) -> Tensor:
-    """``[B]``: where each prompt's last real row stands in the states as they are now; the answer that a training
-    gives with it is no part of the prompt."""
+def last_row(p: Pass, cut: Cut | None) -> Tensor:
+    """``[B]``: where each prompt's last real row stands among the rows of ``cut`` (None: all); the answer that a
+    training gives with it is no part of the prompt."""
     device = p.layout.row.device
     last = torch.full((p.batch,), p.length - 1)
     if p.padding is not None:
@@ -300,7 +300,7 @@ def last_row(p: Pass) -> Tensor:
         first = p.answers.int().argmax(dim=1)
         last = torch.where(first > 0, first - 1, last)
     last = last.to(device)
-    return last if p.last_cut is None else torch.searchsorted(p.last_cut.rows, last[:, None])[:, 0]
+    return last if cut is None else torch.searchsorted(cut.rows, last[:, None])[:, 0]
 
 
 def _references(output: Any) -> tuple[Any, Any]:

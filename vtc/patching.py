@@ -191,7 +191,7 @@ class Patch:
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
-                elif isinstance(signal, TextAttention) and engine.keys is not None:
+                elif isinstance(signal, TextAttention) and (engine.keys or engine.router):
                     decoder |= set(range(layer - (signal.of == "previous"), engine.depth))
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
@@ -224,7 +224,7 @@ class Patch:
         """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
         attention interface (recurrent, or with code of its own) gets a mask, and cannot reduce its keys."""
         self.engine.weighs = set()
-        reduces = self.method.reduces_keys
+        reduces = self.method.reduces_keys or self.method.skips_layers
         for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
                 undo = tap(self.family.decoder_attention(index), attend=attend)

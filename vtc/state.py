@@ -60,7 +60,7 @@ class LayerPlan:
 
 @dataclass
 class Purse:
-    """Keys that each picture of a forward may still spend, and what the layers so far said they need."""
+    """Keys (or rows that run) that each picture of a forward may still spend, and what the layers so far needed."""
 
     left: list[int]
     needs: list[list[float]] = field(default_factory=list)  # by layer and picture
@@ -86,7 +86,8 @@ class Pass:
         init=False
     )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
     alive: Alive = field(init=False)
-    purse: Purse = field(init=False)  # where keys are reduced
+    purse: Purse = field(init=False)  # where every layer spends a share of the budget of its own
+    signals: dict[int, dict[Signal, Tensor]] = field(default_factory=dict)  # by layer, where rows skip layers
     raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
     opened: bool = False
     brings: bool = True  # pictures come with it

@@ -125,11 +125,12 @@ def test_what_stays_does_not_know_the_answer(given, model_of):
     assert anchors() == without
 
 
-def test_gradients_are_those_of_the_prompt_alone_in_a_padded_batch():
+@pytest.mark.parametrize("method", ["act_learned", "router"])
+def test_gradients_are_those_of_the_prompt_alone_in_a_padded_batch(method):
     """Padding, and another prompt in the batch, do not move what a scorer learns."""
     model = zoo.build("llava", dtype=torch.float64)
     one, two = zoo.prompt(model, 1), zoo.prompt(model, 2, seed=4)
-    vtc.patch(model, "act_learned", budget=0.4)
+    vtc.patch(model, method, budget=0.4)
     stir(model)
 
     def learned(*prompts: dict) -> list[torch.Tensor]:

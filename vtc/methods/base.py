@@ -74,6 +74,7 @@ class Method:
     gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
     compares_frames: ClassVar[bool] = False  # and nothing else: of a still picture it keeps the first tokens
     learns: ClassVar[bool] = False  # it has parameters, made by ``build``
+    skips_layers: ClassVar[bool] = False  # from its stage on some rows skip a layer, and are back in the next
     reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)
@@ -134,8 +135,8 @@ class Method:
         return tokens.valid.any(dim=1).float()
 
     def in_layer(self, layer: int) -> Self:
-        """This method as it works in the n-th of the layers whose keys it reduces. Asked of methods that reduce keys,
-        as the next two are."""
+        """This method as it works in the n-th of the layers from its stage on. Asked of methods that reduce keys or
+        skip layers, as the next two are."""
         return self
 
     def weights(self, layers: int) -> list[float]:
