@@ -106,6 +106,7 @@ class Router(Method):
 def features(seen: Tensor, tokens: VisionTokens, keep: list[int]) -> Tensor:
     """``[I, N, 4]``: position in the picture, log attention less its mean, rank (both 0 to 1), and the share that
     runs. ``seen [I, N]``: log attention."""
+    seen = seen.where(seen.isfinite(), -100.0)  # one NaN spoils no other
     count = torch.tensor(tokens.count, device=seen.device).clamp(min=1)[:, None].to(seen.dtype)
     position = torch.arange(seen.shape[1], device=seen.device) / count
     order = seen.masked_fill(~tokens.valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
