@@ -9,11 +9,21 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from vtc.methods.base import Method
-from vtc.signals import RaterAttention, Signal, TextPivots, TowerGroups, TowerKeys
+from vtc.signals import (
+    QuestionState,
+    RaterAttention,
+    Signal,
+    TextAttention,
+    TextPivots,
+    TokenStates,
+    TowerGroups,
+    TowerKeys,
+)
 from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8
+HEADS = 6
 
 
 def plain(features: Tensor) -> VisionTokens:
@@ -70,19 +80,27 @@ def without_grid(tokens: VisionTokens) -> VisionTokens:
 
 def signals(method: Method, tokens: VisionTokens, stage: int = 0) -> dict[Signal, Tensor]:
     """Made-up signals, a fixed function of the features: one value a token, ``[I, N, 6]`` for tower keys and what is by
-    head, four states a picture for text pivots."""
-    mix = torch.linspace(-1, 1, WIDTH * 6, dtype=torch.float64).sin().view(WIDTH, 6).to(tokens.features.dtype)
+    head, four states a picture for text pivots, a vector for the question's state."""
+    mix = torch.linspace(-1, 1, WIDTH * HEADS, dtype=torch.float64).sin().view(WIDTH, HEADS).to(tokens.features.dtype)
     vectors = (tokens.features[..., None] * mix).sum(2)  # elementwise: the same bits in every batch
     pivots = tokens.features[:, :1] * mix.T[:4]
     groups = vectors[..., 0].round()
     made = {TowerKeys: vectors, TowerGroups: groups, RaterAttention: vectors.exp(), TextPivots: pivots}
-    return {s: made.get(type(s), vectors[..., 0].exp()) for s in method.signals(stage)}
+    question = mix[None, :, 0].expand(len(tokens.row), -1)
+    made |= {TextAttention: vectors.exp(), TokenStates: tokens.features, QuestionState: question}
+
+    def signal(s: Signal) -> Tensor:
+        if isinstance(s, TextAttention) and not s.by_head:
+            return vectors[..., 0].exp()
+        return made.get(type(s), vectors[..., 0].exp())
+
+    return {s: signal(s) for s in method.signals(stage)}
 
 
 def ready(method: Method) -> Method:
     """The method as a patch on a model of ``WIDTH`` channels holds it: with its learned part, where it has one."""
     model = nn.Module()
-    model.config = PretrainedConfig(hidden_size=WIDTH)
+    model.config = PretrainedConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS)
     return method.bound(method.build(model))
 
 

@@ -20,6 +20,7 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
 KEYS = tuple(name for name, kind in registry.items() if kind.reduces_keys)  # all rows stay: tests/test_keys.py
+SKIPPING = tuple(name for name, kind in registry.items() if kind.skips_layers)  # rows come back: tests/test_routing.py
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
 # Towers whose tokens cannot merge: a mask parts packed pictures, a resampler follows, or their layers are not known.
 STIFF = ("llava_pixtral", "mistral3", "ovis2", "perception_lm", "got_ocr2", "aria")

@@ -26,6 +26,7 @@ PARTS = {
         "stages",
         "attend",
         "keys",
+        "routing",
         "listener",
         "raters",
         "state",
@@ -34,7 +35,7 @@ PARTS = {
         "reporting",
         "schedule",
     ),
-    "methods": ("methods", "models", "signals", "share", "spend", "cache", "masks", "rows", "groups", "units"),
+    "methods": ("methods", "models", "signals", "share", "spend", "cache", "gates", "masks", "rows", "groups", "units"),
     "kernels": ("kernels", "merge"),
     "tokens": ("tokens", "registry", "errors", "folders", "pages"),
 }

@@ -27,9 +27,16 @@ def attend(
     q ``[B, H, K, d]``, k and v ``[B, Hk, C, d]``; mask: a ``Subset`` of K rows and C columns, or any mask of ``run``,
     the model's own attention function (q, k, v, mask, ...); ``kwargs``: what the layer told it (dropout, softcap, ...).
     """
-    reduces = isinstance(mask, Whole)
-    if reduces:
-        k, v, mask = mask.reduce(k, v)
+    if not isinstance(mask, Whole):
+        return _attend(q, k, v, mask, scale, run, False, **kwargs)
+    k, v, subset, gates = mask.reduce(k, v)
+    out, weights = _attend(q, k, v, subset, scale, run, True, **kwargs)
+    return (out if gates is None else gates.through(out, q, scale, kwargs.get("softcap"))), weights
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, run: Callable[..., Any], reduces: bool, **kwargs: Any
+) -> tuple[Tensor, Any]:
     if not isinstance(mask, Subset):
         return run(q, k, v, mask, **kwargs)
     subset = mask

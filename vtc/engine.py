@@ -21,13 +21,15 @@ from vtc.masks import Subset
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
-from vtc.rows import Columns, gather_positions, restore_rows
+from vtc.routing import Router
+from vtc.rows import Columns, gather_positions, gather_rows, put_rows, restore_rows
 from vtc.signals import RaterAttention
 from vtc.spend import Spend
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
 from vtc.state import Cut, LayerPlan, Pass
 from vtc.tokens import Budget
 
+IGNORE = -100  # labels that are not learned, as in transformers
 REPLAYED = 8  # forwards whose layers a backward pass may still replay (activation checkpointing)
 
 
@@ -46,6 +48,7 @@ class Engine:
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
         self.weighs: set[int] = set()  # decoder layers whose attention takes a Subset for a mask
+        self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
         self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
@@ -56,6 +59,7 @@ class Engine:
             self.method.spend.agree(budget)
         self.budget = budget
         self.keys = self._key_reducer() if self.method.reduces_keys else None
+        self.router = self._router() if self.method.skips_layers else None
 
     def _place_stages(self) -> dict[int, int]:
         """Decoder layer -> stage."""
@@ -69,7 +73,7 @@ class Engine:
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
                 f"lie below {self.depth}"
             )
-        if self.family.hybrid and (at != [0] or self.method.reduces_keys):
+        if self.family.hybrid and (at != [0] or self.method.reduces_keys or self.method.skips_layers):
             raise UnsupportedModel(
                 f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
                 "use a method at the decoder's input, such as divprune"
@@ -79,6 +83,10 @@ class Engine:
     def _key_reducer(self) -> KeyReducer:
         (first,) = self.stage_at
         return KeyReducer(self.method, self.budget, first, self.depth, self.listener)
+
+    def _router(self) -> Router:
+        (first,) = self.stage_at
+        return Router(self.method, self.budget, first, self.depth)
 
     # ------------------------------------------------------------- before and after the model
 
@@ -118,8 +126,16 @@ class Engine:
             length=length,
             batch=batch,
             clock=Stopwatch(given.device.type == "cuda"),
+            answers=self._answers(batch, length),
             grad=torch.is_grad_enabled(),
         )
+
+    def _answers(self, batch: int, length: int) -> Tensor | None:
+        if self.labels is None:
+            return None
+        if self.labels.shape != (batch, length):
+            raise ValueError(f"labels are {list(self.labels.shape)} and the prompts {[batch, length]}; give one a row")
+        return (self.labels != IGNORE).cpu()
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""
@@ -168,6 +184,8 @@ class Engine:
         self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
 
     def _all_cut(self, p: Pass) -> bool:
+        if self.router is not None:
+            return all(p.plans[index].rows is not None for index in range(self.router.first, self.depth))
         if self.keys is None:
             return len(p.cuts) == len(self.stage_at)
         return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
@@ -200,6 +218,8 @@ class Engine:
             return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
         if plan.rows is None:
             return self._on_all_rows(index, states, forward, args, kwargs)
+        if self.router is not None:
+            return self._on_routed_rows(self.router, p, plan.rows, index, states, forward, args, kwargs)
         states = self._enter(p, plan, states)
         p.rows_by_layer[index] = states.shape[1]
         kwargs = self._on_kept_rows(p, plan.rows, index, states, kwargs)
@@ -229,6 +249,14 @@ class Engine:
             if p.over and self.rated:
                 with p.clock:
                     self.listener.hear_input(p, states)
+        if self.router is not None:
+            if not p.over or index < self.router.first:
+                return LayerPlan()
+            with p.clock, torch.no_grad():
+                tokens, position = living_tokens(p, states)
+                asked = self.method.signals(0)
+                signals = {s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in asked}
+                return LayerPlan(rows=self.router.cut(p, index, tokens, position, signals))
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over and self.keys is None:
@@ -289,6 +317,33 @@ class Engine:
             ),
             "position_ids": None,  # gaps would look like packed sequences to flash attention
         }
+
+    def _on_routed_rows(
+        self,
+        router: Router,
+        p: Pass,
+        cut: Cut,
+        index: int,
+        states: Tensor,
+        forward: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer that some rows skip: they leave it as they came."""
+        short = gather_rows(states, cut.rows)
+        p.rows_by_layer[index] = short.shape[1]
+        given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
+        kwargs = self._on_kept_rows(p, cut, index, short, kwargs)
+        gate = router.gate(p, cut, index) if self.method.learns and torch.is_grad_enabled() else None
+        if gate is not None:
+            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self._backend())
+            kwargs["attention_mask"] = gated
+        output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
+        out = output[0] if isinstance(output, tuple) else output
+        if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
+            out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
+        full = put_rows(states, out, cut.rows, cut.valid)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _on_fewer_keys(
         self,

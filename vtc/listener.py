@@ -20,17 +20,19 @@ from vtc.raters import choose_raters, gravity
 from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
 from vtc.signals import (
     KeyNorm,
+    QuestionState,
     RaterAttention,
     Signal,
     TextAttention,
     TextPivots,
     TextRelevance,
+    TokenStates,
     TowerAttention,
     TowerGroups,
     TowerKeys,
 )
 from vtc.stages import listed
-from vtc.state import Pass
+from vtc.state import Cut, Pass
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 from vtc.tokens import top
 
@@ -80,15 +82,15 @@ class Listener:
         if self._probe is not None:
             row, bias, past = self._probe
             k = k if past is None else torch.cat([past, k], dim=2)
-            self._probed = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
+            self._probed = row_attention(q, k, row, bias, scale)[..., k.shape[2] - q.shape[2] :]
             raise Stop
         key = (layer, TextAttention("previous"))
         if p is None or not p.over or key in p.heard:
             return
         with p.clock:
-            row = last_row(p).to(q.device)
+            row = last_row(p, p.plans[layer].rows).to(q.device)
             bias = row_bias(mask, row[:, None], q.shape[2], k.shape[2])[:, 0]
-            p.heard[key] = row_attention(q, k, row, bias, scale)[:, k.shape[2] - q.shape[2] :]
+            p.heard[key] = row_attention(q, k, row, bias, scale)[..., k.shape[2] - q.shape[2] :]
 
     def hear_input(self, p: Pass, states: Tensor) -> None:
         """The decoder's input, of which each prompt's raters are chosen: ``p.raters``."""
@@ -99,7 +101,7 @@ class Listener:
         vision[p.layout.prompt[picture], row] = row
         behind = rows > vision.amax(dim=1, keepdim=True)
         behind = behind if valid is None else behind & valid
-        last = last_row(p).where(~behind.any(dim=1), -1)
+        last = last_row(p, p.last_cut).where(~behind.any(dim=1), -1)
         p.raters = torch.cat([choose_raters(states.detach(), vision, rows, behind), last[:, None]], dim=1)
 
     def hear_raters(
@@ -164,11 +166,14 @@ class Listener:
             return text_pivots(p, states, self._key_norms(p, index, states), signal.count)
         if isinstance(signal, KeyNorm):
             scores = self._key_norms(p, index, states)
-        elif signal.of == "next":
+            return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+        if isinstance(signal, (TokenStates, QuestionState)):
+            raise UnsupportedModel(f"{signal} is known only where keys are reduced; use TextAttention")
+        if signal.of == "next":
             scores = self._rank_next(p, index, states, forward, kwargs)
         else:
-            scores = self.heard(p, index - 1, signal)
-        return scores.to(states.device)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+            scores = self.heard(p, index - 1, TextAttention())
+        return received(p, signal, scores.to(states.device), position)
 
     @staticmethod
     def heard(p: Pass, layer: int, signal: Signal) -> Tensor:
@@ -177,11 +182,11 @@ class Listener:
         return p.heard[layer, signal]
 
     def _rank_next(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Tensor:
-        """``[B, n]``: run layer ``index`` only up to its q and k, and take the last row's attention over these and the
-        cached keys. No MLP; nothing is written to the cache."""
+        """``[B, H, n]``: run layer ``index`` only up to its q and k, and take the last row's attention over these and
+        the cached keys. No MLP; nothing is written to the cache."""
         before = p.last_cut
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
-        row = last_row(p).to(states.device)
+        row = last_row(p, before).to(states.device)
         quiet = {**kwargs, "attention_mask": None, "past_key_values": None, "position_ids": None}
         quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
         quiet.pop("hidden_states", None)
@@ -214,6 +219,14 @@ class Listener:
         columns = new if held is None else held.columns(new, p.batch, rows.device)
         subset = Subset(mask, rows, columns, p.length, past + p.length, dtype, backend="sdpa")
         return row_bias(subset, row[:, None], rows.shape[1], columns.index.shape[1])[:, 0]
+
+
+def received(p: Pass, signal: TextAttention, scores: Tensor, position: Tensor) -> Tensor:
+    """``[I, N]`` or ``[I, N, H]``: what the living tokens at ``position [I, N]`` get of ``scores [B, H, n]``."""
+    if not signal.by_head:
+        return scores.mean(dim=1)[p.layout.prompt].gather(1, position).masked_fill(~p.alive.valid, 0.0)
+    found = gather_rows(scores.transpose(1, 2)[p.layout.prompt], position)
+    return found.masked_fill(~p.alive.valid[..., None], 0.0)
 
 
 def text_rows(p: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -276,13 +289,18 @@ def joined_heads(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
 
 
-def last_row(p: Pass) -> Tensor:
-    """``[B]``: where each prompt's last real row stands in the states as they are now."""
+def last_row(p: Pass, cut: Cut | None) -> Tensor:
+    """``[B]``: where each prompt's last real row stands among the rows of ``cut`` (None: all); the answer that a
+    training gives with it is no part of the prompt."""
     device = p.layout.row.device
-    last = torch.full((p.batch,), p.length - 1, device=device)
+    last = torch.full((p.batch,), p.length - 1)
     if p.padding is not None:
-        last = torch.where(p.padding, torch.arange(p.length), -1).amax(dim=1).clamp(min=0).to(device)
-    return last if p.last_cut is None else torch.searchsorted(p.last_cut.rows, last[:, None])[:, 0]
+        last = torch.where(p.padding, torch.arange(p.length), -1).amax(dim=1).clamp(min=0)
+    if p.answers is not None:
+        first = p.answers.int().argmax(dim=1)
+        last = torch.where(first > 0, first - 1, last)
+    last = last.to(device)
+    return last if cut is None else torch.searchsorted(cut.rows, last[:, None])[:, 0]
 
 
 def _references(output: Any) -> tuple[Any, Any]:

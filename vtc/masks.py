@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import UnsupportedModel
+from vtc.gates import Gates
 from vtc.kernels.merged_attention import causal_end
 from vtc.rows import Columns, gather_rows
 
@@ -86,6 +87,12 @@ class Subset:
         if self._by_index and columns.valid is None and columns.log_size is None:
             return None
         return self._dense()
+
+    @property
+    def additive(self) -> Tensor:
+        """``[B, h, K, C]``: what is added to logits, whatever the backend takes (of a flat mask: the causal rule)."""
+        flat = self.given is not None and self.given.dim() == 2
+        return replace(self, given=None if flat else self.given, backend="eager")._dense()
 
     @property
     def _by_index(self) -> bool:
@@ -169,6 +176,8 @@ class Subset:
 @dataclass(eq=False)
 class Whole(Subset):
     """All rows and columns of a forward, before attention reduces its keys: ``reduce(k, v)`` gives the keys and values
-    that stay, and the mask they have."""
+    that stay, the mask they have, and, where what stays is learned, its ``Gates``."""
 
-    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Subset | Tensor | None]] = field(kw_only=True)
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Subset | Tensor | None, Gates | None]] = field(
+        kw_only=True
+    )

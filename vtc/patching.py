@@ -93,6 +93,7 @@ class Patch:
             self._wrap_placeholders(family.base)
         for index, layer in enumerate(family.layers):
             self._wrap_layer(layer, index)
+        self._wrap_labels()
         before, after = family.base.register_forward_pre_hook, family.base.register_forward_hook
         self._undo.append(before(_named(family.base, engine.begin), with_kwargs=True).remove)
         self._undo.append(after(lambda module, args, output: engine.end(_cache_in(output))).remove)
@@ -143,6 +144,21 @@ class Patch:
 
         self._replace(layer, "forward", on_rows)
 
+    def _wrap_labels(self) -> None:
+        """The model's forward and not a hook: PEFT calls it without hooks."""
+        forward: Callable = self.model.forward
+        if "labels" not in inspect.signature(forward).parameters:
+            return
+
+        @functools.wraps(forward)
+        def with_labels(*args, **kwargs):
+            if kwargs.get("labels") is None:
+                return forward(*args, **kwargs)
+            with asking(self.model, kwargs["labels"]):
+                return forward(*args, **kwargs)
+
+        self._replace(self.model, "forward", with_labels)
+
     def _wrap_tower(self, base: nn.Module, modality: str) -> None:
         name = f"get_{modality}_features"
         features, engine = getattr(base, name), self.engine
@@ -177,7 +193,7 @@ class Patch:
             for signal in self.method.signals(stage):
                 if isinstance(signal, (TowerAttention, TowerKeys)):
                     tower.add(signal)
-                elif isinstance(signal, TextAttention) and engine.keys is not None:
+                elif isinstance(signal, TextAttention) and (engine.keys or engine.router):
                     decoder |= set(range(layer - (signal.of == "previous"), engine.depth))
                 elif isinstance(signal, TextAttention):
                     decoder.add(layer - 1 if signal.of == "previous" else layer)
@@ -210,7 +226,7 @@ class Patch:
         """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
         attention interface (recurrent, or with code of its own) gets a mask, and cannot reduce its keys."""
         self.engine.weighs = set()
-        reduces = self.method.reduces_keys
+        reduces = self.method.reduces_keys or self.method.skips_layers
         for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
                 undo = tap(self.family.decoder_attention(index), attend=attend)
@@ -374,6 +390,21 @@ def paused(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         if patch is not None:
             patch.engine.paused = before
+
+
+@contextmanager
+def asking(model: nn.Module, labels: Tensor) -> Iterator[nn.Module]:
+    """In a training that computes its own loss: the prompts of the forwards inside end where ``labels [B, N]`` (-100 =
+    not learned) begin, so that no method ranks tokens by the answer. A model given ``labels`` does so itself."""
+    patch = patch_of(model)
+    before = None if patch is None else patch.engine.labels
+    try:
+        if patch is not None:
+            patch.engine.labels = labels
+        yield model
+    finally:
+        if patch is not None:
+            patch.engine.labels = before
 
 
 def patch_of(model: nn.Module) -> Patch | None:

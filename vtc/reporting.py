@@ -148,7 +148,9 @@ def summarise(
     """The report of one forward, from what the engine noted."""
     layout, depth = p.layout, len(family.layers)
     by_keys = {layer: plan.keys for layer, plan in sorted(p.plans.items()) if plan.keys is not None}
-    cuts = p.cuts or list(by_keys.values())[-1:]  # of layers that each reduce their keys, the last
+    routed = [plan.rows for _, plan in sorted(p.plans.items()) if plan.rows is not None]
+    cuts = p.cuts or [*by_keys.values(), *routed][-1:]  # of layers that each choose anew, the last
+    spent = p.purse.spent if by_keys or method.skips_layers and p.over else {}
     where = compose([c.reduction.slot for c in cuts], [c.reduction.anchor for c in cuts]).tolist() if cuts else None
     grids = layout.grid.tolist()
     pictures = []
@@ -157,7 +159,7 @@ def summarise(
         by_layer = []
         for layer in range(depth):
             living = p.keeps[i][stage_at[layer]] if layer in stage_at else living
-            living = p.purse.spent[layer][i] if layer in by_keys else living
+            living = spent[layer][i] if layer in spent else living
             by_layer.append(living)
         slot = where[i][:count] if where else list(range(count))
         grid = [tuple(place) for place in grids[i][:count]]

@@ -79,6 +79,14 @@ def choose_rows(kept: Tensor, spare: Tensor, count: list[int]) -> tuple[Tensor, 
     return rows, (None if min(count) == wide else kept.gather(1, rows))
 
 
+def put_rows(full: Tensor, short: Tensor, rows: Tensor, valid: Tensor | None) -> Tensor:
+    """``full [B, N, D]`` with ``short [B, K, D]`` at the rows ``rows [B, K]``, where they are valid."""
+    index = rows[..., None].expand_as(short)
+    if valid is not None:  # filler rows are rows of their own, each once: they keep what they have
+        short = short.where(valid[..., None], full.gather(1, index))
+    return full.scatter(1, index, short)
+
+
 def restore_rows(short: Tensor, rows: Tensor, valid: Tensor | None, length: int) -> Tensor:
     """Full-length states ``[B, length, D]``: a row that was dropped outputs what its kept predecessor outputs."""
     slot = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)

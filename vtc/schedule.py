@@ -60,9 +60,11 @@ def keys_to_spend(full: int, budget: Budget, first: int, layers: int) -> int:
     return math.floor(budget.tokens(full) * layers + 1e-9) - first * full
 
 
-def allot(left: int, layers: int, full: int, need: float, usual: float) -> int:
-    """How many of the ``left`` keys the next of ``layers`` layers gets: the even share times its need over the usual
-    one, at most doubled or halved; each layer after it can have 1 to ``full``, and the last spends the rest."""
+def allot(left: int, weights: list[float], full: int, need: float, usual: float) -> int:
+    """How many of the ``left`` keys the first of the layers that are left gets: its share of their ``weights``, times
+    its need over the usual one, at most doubled or halved; each layer after it can have 1 to ``full``, and the last
+    spends the rest."""
+    layers = len(weights)
     ratio = min(max(need / usual, 0.5), 2.0) if usual > 0 else 1.0
-    wanted = math.floor(left / layers * ratio + 0.5)
+    wanted = math.floor(left / (sum(weights) / weights[0]) * ratio + 0.5)
     return min(max(wanted, 1, left - (layers - 1) * full), full, left - (layers - 1))

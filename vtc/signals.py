@@ -48,13 +48,26 @@ class TowerGroups:
 
 @dataclass(frozen=True)
 class TextAttention:
-    """``[I, N]``: attention from the prompt's last row to each token, mean over heads.
+    """``[I, N]``: attention from the prompt's last row to each token, mean over heads (``by_head``: ``[I, N, H]``).
+    Where labels are given, the prompt ends before the first one that is learned.
 
     ``of="previous"``: in the decoder layer before the stage, as it ran (FastV); ``of="next"``: in the layer the stage
     stands before, recomputed from the states at its entry (PyramidDrop).
     """
 
     of: Literal["previous", "next"] = "previous"
+    by_head: bool = False
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """``[I, N, D]``: the tokens' own hidden states as they enter the layer whose keys are reduced."""
+
+
+@dataclass(frozen=True)
+class QuestionState:
+    """``[I, D]``, a picture's and not its tokens': the hidden state of the prompt's last row as it enters the layer
+    whose keys are reduced."""
 
 
 @dataclass(frozen=True)
@@ -92,5 +105,14 @@ class TextPivots:
 
 
 Signal = (
-    TowerAttention | TowerKeys | TowerGroups | TextAttention | TextRelevance | RaterAttention | KeyNorm | TextPivots
+    TowerAttention
+    | TowerKeys
+    | TowerGroups
+    | TextAttention
+    | TokenStates
+    | QuestionState
+    | TextRelevance
+    | RaterAttention
+    | KeyNorm
+    | TextPivots
 )

@@ -60,17 +60,19 @@ class LayerPlan:
 
 @dataclass
 class Purse:
-    """Keys that each picture of a forward may still spend, and what the layers so far said they need."""
+    """Keys (or rows that run) that each picture of a forward may still spend, and what the layers so far needed."""
 
     left: list[int]
     needs: list[list[float]] = field(default_factory=list)  # by layer and picture
     spent: dict[int, list[int]] = field(default_factory=dict)  # layer -> keys kept of each picture
+    weights: list[float] = field(default_factory=list)  # of each layer's even share
 
 
 @dataclass
 class Pass:
     """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
-    bool ``[B, N]`` on the CPU, True = real, or None (all real)."""
+    bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
+    words are learned, where that is known."""
 
     ids: dict[str, Tensor]
     input_ids: Tensor | None
@@ -78,12 +80,14 @@ class Pass:
     length: int
     batch: int
     clock: Stopwatch
+    answers: Tensor | None = None
     grad: bool = False
     layout: Layout = field(
         init=False
     )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
     alive: Alive = field(init=False)
-    purse: Purse = field(init=False)  # where keys are reduced
+    purse: Purse = field(init=False)  # where every layer spends a share of the budget of its own
+    signals: dict[int, dict[Signal, Tensor]] = field(default_factory=dict)  # by layer, where rows skip layers
     raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
     opened: bool = False
     brings: bool = True  # pictures come with it

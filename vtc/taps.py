@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
+from vtc.kernels.merged_attention import causal_end
 from vtc.kernels.received_attention import received_attention
 from vtc.masks import Subset
 from vtc.rows import gather_rows
@@ -131,9 +132,9 @@ def _windows(mask: Tensor) -> list[slice]:
 
 
 def row_attention(q: Tensor, k: Tensor, row: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """``[B, m]``: attention from row ``row[b]`` of ``q [B, H, n, d]`` to every key of ``k [B, Hk, m, d]``, mean over
-    heads, in float32. bias ``[B, m]`` (``row_bias``): what the row's logits get."""
-    return received_attention(q, k, row[:, None], log_size=bias, scale=scale).mean(dim=1)
+    """``[B, H, m]``: attention from row ``row[b]`` of ``q [B, H, n, d]`` to every key of ``k [B, Hk, m, d]``, in
+    float32. bias ``[B, m]`` (``row_bias``): what the row's logits get."""
+    return received_attention(q, k, row[:, None], log_size=bias, scale=scale)
 
 
 def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
@@ -146,7 +147,9 @@ def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
         some = replace(mask.at(row), backend="sdpa")
         if some.seen is None:
             return row_bias(some.mask, torch.arange(row.shape[1], device=row.device).expand_as(row), row.shape[1], keys)
-        end = keys if some.seen.end is None else some.seen.end[..., None]
+        by_place = some.given is None or some.given.dim() == 2  # one row alone is not always the last
+        behind = causal_end(some.place, some.columns.index) if by_place else some.seen.end
+        end = keys if behind is None else behind[..., None]
         bias = some.seen.log_size[:, None].expand(-1, row.shape[1], -1)
         return bias.masked_fill(torch.arange(keys, device=row.device) >= end, -torch.inf)
     if mask is not None and mask.dim() == 4:

@@ -19,7 +19,7 @@ from vtc.share import share
 METHODS = {name: ready(method()) for name, method in registry.items()}
 RANKING = (  # they keep the best by a score or a distance
     *("cdpruner", "dart", "divprune", "fastervlm", "fastv", "hired", "hiprune", "holov", "prumerge"),
-    *("perceiver", "pyramiddrop", "scope", "sparsevlm_v2", "vscan"),
+    *("act_learned", "perceiver", "pyramiddrop", "router", "scope", "sparsevlm_v2", "vscan"),
 )
 each = pytest.mark.parametrize("name", METHODS)
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -11,11 +11,13 @@ from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.signals import (
     KeyNorm,
+    QuestionState,
     RaterAttention,
     Signal,
     TextAttention,
     TextPivots,
     TextRelevance,
+    TokenStates,
     TowerAttention,
     TowerGroups,
     TowerKeys,
@@ -44,6 +46,8 @@ def sees(signal: Signal) -> str:
             return "merges in the tower"
         case TextAttention(of=of):
             return f"text attention ({of} layer)"
+        case TokenStates() | QuestionState():
+            return "states (own layer)"
         case TextRelevance():
             return "text embeddings"
         case KeyNorm():

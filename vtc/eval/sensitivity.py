@@ -204,7 +204,7 @@ def attention_to_vision(model: Any, inputs: Any, vision: Tensor) -> dict[int, fl
     def listen(layer: int, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
         last = torch.full((q.shape[0], 1), q.shape[2] - 1, device=q.device)
         bias = row_bias(mask, last, q.shape[2], k.shape[2])[:, 0]
-        weight = row_attention(q, k, last[:, 0], bias, scale)
+        weight = row_attention(q, k, last[:, 0], bias, scale).mean(dim=1)
         found[layer] = float(weight.masked_fill(~vision.to(weight.device), 0).sum())
 
     layers = [n for n in range(len(family.layers)) if family.attends(n)]

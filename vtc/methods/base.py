@@ -74,6 +74,7 @@ class Method:
     gridded: ClassVar[bool] = False  # must know where tokens stand in their picture
     compares_frames: ClassVar[bool] = False  # and nothing else: of a still picture it keeps the first tokens
     learns: ClassVar[bool] = False  # it has parameters, made by ``build``
+    skips_layers: ClassVar[bool] = False  # from its stage on some rows skip a layer, and are back in the next
     reduces_keys: ClassVar[bool] = False  # of every layer from its stage on, inside attention; all rows stay queries
 
     share: bool = field(default=False, kw_only=True)
@@ -132,6 +133,19 @@ class Method:
         """``[I]``: how many keys each picture needs in this layer, in any unit: layers share the budget by it. Asked
         of methods that reduce keys."""
         return tokens.valid.any(dim=1).float()
+
+    def in_layer(self, layer: int) -> Self:
+        """This method as it works in the n-th of the layers from its stage on. Asked of methods that reduce keys or
+        skip layers, as the next two are."""
+        return self
+
+    def weights(self, layers: int) -> list[float]:
+        """The shares of the budget that those layers start from, in any unit."""
+        return [1.0] * layers
+
+    def gates(self, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Tensor:
+        """``[I, N]``, differentiable: how much each key is meant to stay, where that is learned."""
+        raise TypeError(f"{type(self).__name__} does not define gates(tokens, signals, keep)")
 
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
         """Reduce each picture i to exactly ``keep[i] <= tokens.count[i]`` slots.

@@ -40,6 +40,9 @@ class Combined(Method):
                 f"combined: {keys[0]} reduces keys and keeps all rows, the others drop rows; use it alone, or combine "
                 "methods such as divprune and fastv"
             )
+        skips = [m.name for m in given if m.skips_layers]
+        if skips:
+            raise ValueError(f"combined: the tokens {skips[0]} lets skip a layer come back in the next; use it alone")
         if any(m.spend != EQUAL for m in given):
             raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))

@@ -140,7 +140,7 @@ class Walk:
             return 0
         engine = self.patch.engine
         between = 0 if engine.current is None else engine.current.between
-        return self.depth if engine.keys is not None else 1 + max(*engine.stage_at, between)
+        return self.depth if engine.keys or engine.router else 1 + max(*engine.stage_at, between)
 
     def rows(self, n: int) -> Tensor:
         """``[B, N]`` int8 of the rows of example n: 0 padding, 1 text, 2 vision."""
