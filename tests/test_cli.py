@@ -172,7 +172,7 @@ def test_a_folder_that_is_no_model(ask, tmp_path):
 def test_ctrl_c_tells_how_to_go_on(ask, monkeypatch):
     from vtc.eval import load
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(load, "load", stop)

@@ -66,8 +66,8 @@ def _swap_one(gone: Tensor, cuts) -> Tensor:
     merged in a tower is alike."""
     out, first = gone.clone(), cuts[min(cuts)]
     slots = dict(zip(first.tokens.row[0].tolist(), first.reduction.slot[0].tolist(), strict=True))
-    inside = next(row for row in slots if not gone[0, row])
-    outside = next(row for row, slot in slots.items() if gone[0, row] and slot != slots[inside])
+    kept, dropped = ([row for row in slots if bool(gone[0, row]) == away] for away in (False, True))
+    inside, outside = next((a, b) for a in kept for b in dropped if slots[a] != slots[b])
     out[0, inside], out[0, outside] = True, False
     return out
 
