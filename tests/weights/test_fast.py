@@ -9,7 +9,9 @@ from vtc.weights.gram import Gram
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import Candidate
 
-needs_kernel = pytest.mark.skipif(not fast.available(), reason="this torch has no int4 kernel for CPUs")
+CPU = "cpu"
+needs_kernel = pytest.mark.skipif(not fast.works(fast.Int4, CPU), reason="this torch has no int4 kernel for CPUs")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 def compressed(out=64, width=128, group=32, name="rtn", dtype=torch.bfloat16, seed=0, **options):
@@ -69,3 +71,39 @@ def test_gradients_and_new_weights():
         want = by_hand(layer, inputs(2))
         assert (layer(inputs(2)).float() - want).norm() <= 0.01 * want.norm()
     assert not [name for name in layer.state_dict() if "packed" in name]
+
+
+def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch):
+    class Wrong(fast.Int4):
+        @staticmethod
+        def multiply(x, packed, group):
+            return 1.1 * fast.Int4.multiply(x, packed, group)
+
+    monkeypatch.setattr(fast, "KERNELS", (Wrong,))
+    assert not fast.works(Wrong, CPU)
+    layer = compressed()
+    with torch.no_grad():
+        layer(inputs(1))
+    assert not layer._packed
+
+
+def test_a_kernel_of_another_device_is_not_asked():
+    layer = compressed(out=64, width=256, group=128)
+    for kernel in (fast.Int4Cuda, fast.TwoOfFour):
+        assert fast.kernel_for(layer.terms[0], inputs(1, 256), 64, 256) is not kernel
+        assert not torch.cuda.is_available() or fast.works(kernel, "cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name, options", [("rtn", {}), ("sparsegpt", {"pattern": "2/4"})])
+def test_on_a_gpu_the_kernels_compute_what_the_weight_does(name, options):
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    made = registry[name](**options) if options else registry[name](bits=4, group=128)
+    parts = made.fit(Candidate(weight.float(), Gram.empty(256), torch.bfloat16)).all_parts
+    layer = CompressedLinear.filled(256, 64, parts, None, weight).cuda()
+    x = inputs(3, 256).cuda()
+    with torch.no_grad():
+        got = layer(x).float()
+    assert layer._packed
+    want = x.float() @ layer.weight.float().T
+    assert (got - want).norm() <= 0.01 * want.norm()

@@ -23,7 +23,7 @@ class CompressedLinear(nn.Module):
     def __init__(self, width: int, out: int, terms: Sequence[Term], bias: bool, dtype: torch.dtype, device: Any = None):
         super().__init__()
         self.in_features, self.out_features, self.terms = width, out, tuple(terms)
-        self._packed: dict[int, tuple[tuple, fast.Packed]] = {}  # made when first needed, never saved
+        self._packed: dict[int, tuple[tuple, Any]] = {}  # made when first needed, never saved
         for n, term in enumerate(self.terms):
             for name, (shape, kind) in term.shapes(out, width, dtype).items():
                 self.register_buffer(f"t{n}_{name}", torch.empty(shape, dtype=kind, device=device))
@@ -65,12 +65,14 @@ class CompressedLinear(nn.Module):
 
     def _product(self, n: int, term: Term, x: Tensor, out: int, width: int) -> Tensor:
         tensors = self.tensors(n)
-        if not fast.serves(term, x, out, width) or not isinstance(term, Ints):
+        kernel = fast.kernel_for(term, x, out, width)
+        if kernel is None:
             return term.product(x, tensors, out, width)
-        stamp = tuple((t.data_ptr(), t._version) for t in tensors.values())  # weights may be loaded anew
+        stamp = kernel, *((t.data_ptr(), t._version) for t in tensors.values())  # weights may be loaded anew
         if self._packed.get(n, (None,))[0] != stamp:
-            self._packed[n] = stamp, fast.pack(term, tensors, out, width)
-        return fast.multiply(x, self._packed[n][1], term.group or width)
+            self._packed[n] = stamp, kernel.pack(term, tensors, out, width)
+        y = kernel.multiply(x.reshape(-1, width), self._packed[n][1], getattr(term, "group", 0) or width)
+        return y.view(*x.shape[:-1], out)
 
     def written(self) -> dict[str, Any]:
         """The layer as ``config.json`` describes it."""
