@@ -189,7 +189,7 @@ def test_a_budget_beyond_the_latents_is_refused_and_the_model_stays_usable(model
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
     vtc.patch(model, "perceiver", budget=8, latents=4)
-    with pytest.raises(BudgetError, match=r"keep 8 tokens .* 4 latents; lower the budget to at most 4"):
+    with pytest.raises(BudgetError, match=r"keep 8 tokens .* 4 latents; lower the budget to at most 4 there"):
         logits(model, prompt)
     patch_of(model).set_budget(4)
     logits(model, prompt)

@@ -54,6 +54,20 @@ def test_untrained_it_is_divprune_with_share(family, model_of):
     assert not torch.equal(logits(model, prompt), want), "what it learns never reaches the logits"
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_with_a_second_cut_it_starts_as_adaptive(family, model_of):
+    model = model_of(family)
+    prompt = zoo.batch([zoo.prompt(model, n, seed=n) for n in (1, 2)])
+    cuts = {"layer": 1, "narrow": 0.5}
+    with vtc.patched(model, "adaptive", budget=0.4, **cuts):
+        want, spent = logits(model, prompt), vtc.report(model).average_tokens
+    vtc.patch(model, "perceiver", budget=0.4, **cuts)
+    assert torch.equal(logits(model, prompt), want) and vtc.report(model).average_tokens == spent
+    with torch.no_grad():
+        model.vtc_learned.write.bias.add_(0.1)
+    assert not torch.equal(logits(model, prompt), want), "what it learns never reaches the logits"
+
+
 def test_without_share_it_starts_from_the_chosen_tokens_alone():
     tokens, method = drawn((1, 4, 5)), ready(Perceiver(share=False))
     got, want = reduce(method, tokens, [6]), reduce(DivPrune(), tokens, [6])

@@ -40,11 +40,11 @@ class Adaptive(Method):
     def __post_init__(self) -> None:
         narrow = self.narrow
         if isinstance(narrow, bool) or not isinstance(narrow, (int, float)) or not 0 < narrow <= 1:
-            raise ValueError(f"adaptive: narrow={narrow!r} is not a share in (0, 1]; give one, like 0.3")
+            raise ValueError(f"{self.name}: narrow={narrow!r} is not a share in (0, 1]; give one, like 0.3")
         super().__post_init__()
         if self.layer is not None and self.layer == 0:
             raise ValueError(
-                f"adaptive: layer={self.layer!r} is where the first cut stands; give an int from 1, a fraction of "
+                f"{self.name}: layer={self.layer!r} is where the first cut stands; give an int from 1, a fraction of "
                 "depth in (0, 1), or None for no second cut"
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods._cells import need_grid
 from vtc.methods._resampler import HEAD, Resampler
-from vtc.methods.base import Method
+from vtc.methods.adaptive import Adaptive
 from vtc.signals import Signal
 from vtc.tokens import Reduction, VisionTokens, cut
 
@@ -23,15 +23,16 @@ WIDEST = 1024  # channels of the resampler where none are asked for
 
 @register("perceiver")
 @dataclass(frozen=True)
-class Perceiver(Method):
-    """Resampler with learned queries, trained with the model's own loss. Untrained it is ``divprune+share``, exactly.
+class Perceiver(Adaptive):
+    """Resampler with learned queries, trained with the model's own loss. Untrained it is ``adaptive``, exactly.
 
     Latent k stands at the k-th token of the greedy max-min order (as DivPrune) and starts from that token's value, the
     mean of the tokens that join it (``share``), plus a learned vector of its own. ``depth`` blocks let the latents
     attend to [tokens; latents], biased to their neighbourhood; what they find is added to the value. Any number of
     latents up to ``latents`` may be used, and fewer are a prefix of more: train with ``vtc.training.elastic``.
-    ``latents`` is the most tokens a picture may keep, ``width`` the resampler's channels (None: the decoder's, at most
-    1,024).
+    ``latents`` is the most tokens the first cut may leave, ``width`` the resampler's channels (None: the decoder's, at
+    most 1,024). ``layer`` and ``narrow`` are those of ``adaptive``: where the question chooses among the latents (None:
+    nowhere), and the share of them it leaves.
 
     After Flamingo (arXiv 2204.14198) and the Matryoshka Query Transformer (arXiv 2405.19315). Departs from both:
     latents start from tokens of the picture and not from noise, stand at their rows, and see nearer tokens first.
@@ -46,10 +47,10 @@ class Perceiver(Method):
     gridded: ClassVar[bool] = True
     learns: ClassVar[bool] = True
 
+    layer: int | float | None = None
     latents: int = 256
     depth: int = 2
     width: int | None = None
-    share: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,12 +69,14 @@ class Perceiver(Method):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        if stage:
+            return super().reduce(stage, tokens, signals, keep)
         if self.module is None:
             raise VTCError("perceiver has no parameters without a model; use it through vtc.patch(model, 'perceiver')")
         if max(keep) > self.latents:
             raise BudgetError(
-                f"a picture would keep {max(keep)} tokens and this perceiver has {self.latents} latents; lower the "
-                f"budget to at most {self.latents} tokens a picture, or train one with latents={max(keep)}"
+                f"a picture would keep {max(keep)} tokens at the decoder's input and this perceiver has {self.latents} "
+                f"latents; lower the budget to at most {self.latents} there, or train one with latents={max(keep)}"
             )
         need_grid(self.name, tokens)
         order = cut(greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid), keep)

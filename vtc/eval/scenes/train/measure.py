@@ -38,14 +38,19 @@ def by_type(items: Iterable[Sample], answers: Iterable[str]) -> dict[str, float]
     return {name: float(np.mean(hits[name])) for name in (*TYPES, "one_hop", "two_hop") if name in hits}
 
 
-@torch.no_grad()
 def accuracy(model: PreTrainedModel, processor: ProcessorMixin, items: list[Sample]) -> dict[str, float]:
     """Of the first answer word, one question a row."""
+    return by_type(items, first_words(model, processor, items))
+
+
+@torch.no_grad()
+def first_words(model: PreTrainedModel, processor: ProcessorMixin, items: list[Sample]) -> list[str]:
+    """The first word of each answer, one question a row."""
     answers: list[str] = []
     for part in _parts(items):
         logits = model(**_inputs(processor, part), use_cache=False, logits_to_keep=1).logits[:, -1]
         answers += [VOCABULARY[i] for i in logits.argmax(-1).tolist()]
-    return by_type(items, answers)
+    return answers
 
 
 def _generated(folder: Path) -> Callable[[list[Sample]], list[str]]:
