@@ -64,7 +64,7 @@ def masked(model, gone: dict[int, Tensor], sizes: dict[int, Tensor] | None = Non
             seen = mask & ~drop[:, None, None, :] | torch.eye(n, dtype=torch.bool)
             low = torch.finfo(states.dtype).min
             mask = torch.zeros(seen.shape, dtype=states.dtype).masked_fill(~seen, low)
-            kwargs["attention_mask"] = mask + sizes[index][:, None, None] if sizes else mask
+            kwargs["attention_mask"] = mask + sizes[index][:, None, None] if sizes and index in sizes else mask
             return args, kwargs
 
         return hook
@@ -84,7 +84,7 @@ def dropped_rows(engine) -> dict[int, Tensor]:
     p = engine.current
     out = {}
     for index in range(engine.depth):
-        cut = p.plans[index].rows
+        cut = p.plans[index].runs or p.plans[index].rows
         if cut is None:
             continue
         kept = torch.zeros(p.batch, p.length, dtype=torch.bool)

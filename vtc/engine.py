@@ -23,10 +23,10 @@ from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
 from vtc.routing import Router
 from vtc.rows import Columns, gather_positions, gather_rows, put_rows, restore_rows
-from vtc.signals import RaterAttention
+from vtc.signals import RaterAttention, heard_in
 from vtc.spend import Spend
-from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather
-from vtc.state import Cut, LayerPlan, Pass
+from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather, text_rows
+from vtc.state import Cut, LayerPlan, Pass, Rows
 from vtc.tokens import Budget
 
 IGNORE = -100  # labels that are not learned, as in transformers
@@ -73,7 +73,19 @@ class Engine:
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
                 f"lie below {self.depth}"
             )
-        if self.family.hybrid and (at != [0] or self.method.reduces_keys or self.method.skips_layers):
+        if self.method.rest and self.method.rest[-1] >= self.depth:
+            raise ValueError(
+                f"{self.method.name}: rest={self.method.rest} and the model has {self.depth} decoder layers; the last "
+                f"is {self.depth - 1}"
+            )
+        heard = {heard_in(s, layer) for n, layer in enumerate(at) for s in self.method.signals(n)}
+        if blind := [layer for layer in self.method.rest if layer in heard]:
+            raise ValueError(
+                f"{self.method.name} chooses by what layer {blind[0]} attends to, and its tokens rest there; leave "
+                f"{blind[0]} out of rest={self.method.rest}"
+            )
+        one_run = at == [0] and not self.method.rest
+        if self.family.hybrid and (not one_run or self.method.reduces_keys or self.method.skips_layers):
             raise UnsupportedModel(
                 f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
                 "use a method at the decoder's input, such as divprune"
@@ -185,7 +197,7 @@ class Engine:
 
     def _all_cut(self, p: Pass) -> bool:
         if self.router is not None:
-            return all(p.plans[index].rows is not None for index in range(self.router.first, self.depth))
+            return all(p.plans[index].runs is not None for index in range(self.router.first, self.depth))
         if self.keys is None:
             return len(p.cuts) == len(self.stage_at)
         return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
@@ -216,15 +228,17 @@ class Engine:
         p.rows_by_layer[index] = states.shape[1]
         if self.keys is not None and p.over and index >= self.keys.first:
             return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
-        if plan.rows is None:
+        rows = plan.runs or plan.rows
+        if rows is None:
             return self._on_all_rows(index, states, forward, args, kwargs)
-        if self.router is not None:
-            return self._on_routed_rows(self.router, p, plan.rows, index, states, forward, args, kwargs)
         states = self._enter(p, plan, states)
-        p.rows_by_layer[index] = states.shape[1]
-        kwargs = self._on_kept_rows(p, plan.rows, index, states, kwargs)
-        output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
-        return self._leave(p, plan.rows, output) if plan.restore else output
+        if rows is plan.runs:
+            output = self._on_some_rows(p, rows, index, states, forward, args, kwargs)
+        else:
+            p.rows_by_layer[index] = states.shape[1]
+            kwargs = self._on_kept_rows(p, rows, index, states, kwargs)
+            output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+        return self._leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
 
     def _pass_of(self, index: int, tables: Any) -> Pass | None:
         """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
@@ -256,7 +270,7 @@ class Engine:
                 tokens, position = living_tokens(p, states)
                 asked = self.method.signals(0)
                 signals = {s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in asked}
-                return LayerPlan(rows=self.router.cut(p, index, tokens, position, signals))
+                return LayerPlan(runs=self.router.cut(p, index, tokens, position, signals))
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over and self.keys is None:
@@ -264,6 +278,8 @@ class Engine:
                 seen = states if plan.regather is None else regather(states, p, plan.regather)
                 plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
             p.cuts.append(plan.enter)
+        if p.over and index in self.method.rest:
+            plan.runs = text_rows(p)
         plan.restore = plan.rows is not None and (index == self.depth - 1 or index < p.between)
         return plan
 
@@ -290,7 +306,7 @@ class Engine:
         p.restored = (full, short)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
-    def _on_kept_rows(self, p: Pass, cut: Cut, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _on_kept_rows(self, p: Pass, cut: Rows, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
         layer = row_layer(kwargs.get("past_key_values"), index)
         past = 0 if layer is None else layer.logical
@@ -318,11 +334,10 @@ class Engine:
             "position_ids": None,  # gaps would look like packed sequences to flash attention
         }
 
-    def _on_routed_rows(
+    def _on_some_rows(
         self,
-        router: Router,
         p: Pass,
-        cut: Cut,
+        cut: Rows,
         index: int,
         states: Tensor,
         forward: Callable,
@@ -330,19 +345,20 @@ class Engine:
         kwargs: dict[str, Any],
     ) -> Any:
         """A layer that some rows skip: they leave it as they came."""
-        short = gather_rows(states, cut.rows)
+        short = gather_rows(states, cut.inside)
         p.rows_by_layer[index] = short.shape[1]
         given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
         kwargs = self._on_kept_rows(p, cut, index, short, kwargs)
-        gate = router.gate(p, cut, index) if self.method.learns and torch.is_grad_enabled() else None
-        if gate is not None:
+        gate, router = None, self.router
+        if router is not None and isinstance(cut, Cut) and self.method.learns and torch.is_grad_enabled():
+            gate = router.gate(p, cut, index)
             gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self._backend())
             kwargs["attention_mask"] = gated
         output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
         out = output[0] if isinstance(output, tuple) else output
         if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
             out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
-        full = put_rows(states, out, cut.rows, cut.valid)
+        full = put_rows(states, out, cut.inside, cut.valid)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _on_fewer_keys(

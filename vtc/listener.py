@@ -17,7 +17,7 @@ from vtc.kernels.received_attention import BLOCK, received_attention
 from vtc.masks import Subset
 from vtc.models.base import Family, TowerRun
 from vtc.raters import choose_raters, gravity
-from vtc.rows import Columns, choose_rows, gather_positions, gather_rows
+from vtc.rows import Columns, gather_positions, gather_rows
 from vtc.signals import (
     KeyNorm,
     QuestionState,
@@ -31,8 +31,8 @@ from vtc.signals import (
     TowerGroups,
     TowerKeys,
 )
-from vtc.stages import listed
-from vtc.state import Cut, Pass
+from vtc.stages import listed, text_rows
+from vtc.state import Pass, Rows
 from vtc.taps import Mask, Stop, row_attention, row_bias, tower_received
 from vtc.tokens import top
 
@@ -88,21 +88,21 @@ class Listener:
         if p is None or not p.over or key in p.heard:
             return
         with p.clock:
-            row = last_row(p, p.plans[layer].rows).to(q.device)
+            row = last_row(p, p.plans[layer].runs or p.plans[layer].rows).to(q.device)
             bias = row_bias(mask, row[:, None], q.shape[2], k.shape[2])[:, 0]
             p.heard[key] = row_attention(q, k, row, bias, scale)[..., k.shape[2] - q.shape[2] :]
 
     def hear_input(self, p: Pass, states: Tensor) -> None:
         """The decoder's input, of which each prompt's raters are chosen: ``p.raters``."""
-        rows, valid, _ = text_rows(p)
+        text = text_rows(p)
         picture, n = listed(p.layout.count, states.device)
         row = p.layout.row[picture, n]
         vision = torch.full((p.batch, p.length), -1, device=states.device)
         vision[p.layout.prompt[picture], row] = row
-        behind = rows > vision.amax(dim=1, keepdim=True)
-        behind = behind if valid is None else behind & valid
+        behind = text.rows > vision.amax(dim=1, keepdim=True)
+        behind = behind if text.valid is None else behind & text.valid
         last = last_row(p, p.last_cut).where(~behind.any(dim=1), -1)
-        p.raters = torch.cat([choose_raters(states.detach(), vision, rows, behind), last[:, None]], dim=1)
+        p.raters = torch.cat([choose_raters(states.detach(), vision, text.rows, behind), last[:, None]], dim=1)
 
     def hear_raters(
         self, p: Pass | None, layer: int, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float
@@ -229,12 +229,6 @@ def received(p: Pass, signal: TextAttention, scores: Tensor, position: Tensor) -
     return found.masked_fill(~p.alive.valid[..., None], 0.0)
 
 
-def text_rows(p: Pass) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The text rows of each prompt ``[B, T]``, which are there (None: all), and where they stand in the states now."""
-    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
-    return rows, valid, rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
-
-
 def rater_attention(p: Pass, signal: RaterAttention, q: Tensor, k: Tensor, mask: Mask, scale: float) -> Tensor:
     """``[B, n, H]``: attention from each prompt's raters to the n rows of this forward, mean over the raters."""
     batch, n, keys, raters = q.shape[0], q.shape[2], k.shape[2], p.raters.to(q.device)
@@ -264,21 +258,21 @@ def l1_norm(x: Tensor) -> Tensor:
 
 def text_pivots(p: Pass, states: Tensor, norms: Tensor, count: int) -> Tensor:
     """``[I, count, D]``: the states of the text rows behind each picture with the largest ``norms [B, n]``."""
-    rows, valid, place = text_rows(p)
-    behind = rows[p.layout.prompt] > p.layout.row.amax(dim=1, keepdim=True)
-    behind = behind if valid is None else behind & valid[p.layout.prompt]
-    most = min(count, rows.shape[1])
-    chosen = top(norms.gather(1, place)[p.layout.prompt], [most] * len(behind), behind)
-    found = gather_rows(states[p.layout.prompt], place[p.layout.prompt].gather(1, chosen))
+    text = text_rows(p)
+    behind = text.rows[p.layout.prompt] > p.layout.row.amax(dim=1, keepdim=True)
+    behind = behind if text.valid is None else behind & text.valid[p.layout.prompt]
+    most = min(count, text.rows.shape[1])
+    chosen = top(norms.gather(1, text.inside)[p.layout.prompt], [most] * len(behind), behind)
+    found = gather_rows(states[p.layout.prompt], text.inside[p.layout.prompt].gather(1, chosen))
     found = found.masked_fill(~behind.gather(1, chosen)[..., None], torch.nan)
     return pad(found, (0, 0, 0, count - most), value=torch.nan)
 
 
 def text_relevance(p: Pass, states: Tensor, position: Tensor) -> Tensor:
     """``[I, N]``: mean cosine of the states at ``position [I, N]`` with those of their prompt's text rows."""
-    _, valid, place = text_rows(p)
-    words = unit(gather_rows(states, place))
-    mean = (words if valid is None else words.masked_fill(~valid[..., None], 0)).sum(dim=1)
+    text = text_rows(p)
+    words = unit(gather_rows(states, text.inside))
+    mean = (words if text.valid is None else words.masked_fill(~text.valid[..., None], 0)).sum(dim=1)
     mean = mean / torch.tensor(p.layout.text_count, device=states.device)[:, None].clamp(min=1)
     features = unit(gather_rows(states[p.layout.prompt], position))
     return (features @ mean[p.layout.prompt][..., None])[..., 0].masked_fill(~p.alive.valid, 0.0)
@@ -289,7 +283,7 @@ def joined_heads(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[1], dim=1).transpose(1, 2).flatten(2)[:, None]
 
 
-def last_row(p: Pass, cut: Cut | None) -> Tensor:
+def last_row(p: Pass, cut: Rows | None) -> Tensor:
     """``[B]``: where each prompt's last real row stands among the rows of ``cut`` (None: all); the answer that a
     training gives with it is no part of the prompt."""
     device = p.layout.row.device

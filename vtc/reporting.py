@@ -146,9 +146,11 @@ def summarise(
     p: Pass, family: Family, method: Method, budget: Budget, stage_at: dict[int, int], kv_bytes: int
 ) -> Report:
     """The report of one forward, from what the engine noted."""
+    from vtc.state import Cut
+
     layout, depth = p.layout, len(family.layers)
     by_keys = {layer: plan.keys for layer, plan in sorted(p.plans.items()) if plan.keys is not None}
-    routed = [plan.rows for _, plan in sorted(p.plans.items()) if plan.rows is not None]
+    routed = [plan.runs for _, plan in sorted(p.plans.items()) if isinstance(plan.runs, Cut)]
     cuts = p.cuts or [*by_keys.values(), *routed][-1:]  # of layers that each choose anew, the last
     spent = p.purse.spent if by_keys or method.skips_layers and p.over else {}
     where = compose([c.reduction.slot for c in cuts], [c.reduction.anchor for c in cuts]).tolist() if cuts else None
@@ -160,7 +162,7 @@ def summarise(
         for layer in range(depth):
             living = p.keeps[i][stage_at[layer]] if layer in stage_at else living
             living = spent[layer][i] if layer in spent else living
-            by_layer.append(living)
+            by_layer.append(0 if p.over and layer in method.rest else living)
         slot = where[i][:count] if where else list(range(count))
         grid = [tuple(place) for place in grids[i][:count]]
         need = p.needs[i] if p.needs else None

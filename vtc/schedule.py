@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 
 from vtc.errors import BudgetError
 from vtc.tokens import Budget
 
 
-def average(counts: list[int], starts: tuple[int, ...], layers: int, full: int) -> float:
-    """Tokens averaged over ``layers`` decoder layers when stage s leaves ``counts[s]`` from layer ``starts[s]`` on."""
+def average(counts: list[int], starts: tuple[int, ...], layers: int, full: int, rest: tuple[int, ...] = ()) -> float:
+    """Tokens averaged over ``layers`` decoder layers when stage s leaves ``counts[s]`` from layer ``starts[s]`` on, and
+    none run in the layers of ``rest``."""
     edges = [0, *starts, layers]
-    return sum(n * (b - a) for n, a, b in zip([full, *counts], edges, edges[1:], strict=False)) / layers
+    runs = [b - a - sum(a <= layer < b for layer in rest) for a, b in pairwise(edges)]
+    return sum(n * layers_run for n, layers_run in zip([full, *counts], runs, strict=True)) / layers
 
 
 @lru_cache(maxsize=65536)
@@ -24,11 +27,12 @@ def solve(
     layers: int,
     name: str = "this method",
     factors: tuple[float, ...] = (),
+    rest: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
     """How many tokens each stage keeps of a picture of ``full`` tokens: the most whose layer average meets the budget.
 
     Stage s keeps ``factors[s] * full * ratio ** powers[s]`` (floor, from 1 to all; the factors are 1 unless given) with
-    one ``ratio`` for all stages. Raises
+    one ``ratio`` for all stages; in layers of ``rest`` none of them runs. Raises
     ``BudgetError`` with the least reachable budget when the layers before the first stage alone cost more.
     """
     allowed = budget.tokens(full)
@@ -39,7 +43,7 @@ def solve(
         wanted = [f * full * ratio**p for f, p in zip(factors or (1.0,) * len(powers), powers, strict=True)]
         return [min(full, max(1, math.floor(n + 1e-9))) for n in wanted]
 
-    least = average([1] * len(starts), starts, layers, full)
+    least = average([1] * len(starts), starts, layers, full, rest)
     if least > allowed + 1e-9:
         raise BudgetError(
             f"{name} keeps all {full} vision tokens in its first {starts[0]} of {layers} layers, so the least "
@@ -50,7 +54,8 @@ def solve(
     low, high = 0.0, 1.0 / min(factors, default=1.0)
     for _ in range(50):  # the average is monotone in the ratio; floors rule out a closed form for several stages
         middle = (low + high) / 2
-        low, high = (middle, high) if average(counts(middle), starts, layers, full) <= allowed + 1e-9 else (low, middle)
+        fits = average(counts(middle), starts, layers, full, rest) <= allowed + 1e-9
+        low, high = (middle, high) if fits else (low, middle)
     return tuple(counts(low))
 
 

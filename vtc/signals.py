@@ -116,3 +116,12 @@ Signal = (
     | KeyNorm
     | TextPivots
 )
+
+
+def heard_in(signal: Signal, layer: int) -> int | None:
+    """The decoder layer in whose attention ``signal`` is heard, for a stage before ``layer``; None for the others."""
+    if isinstance(signal, TextAttention) and signal.of == "next":
+        return layer
+    if isinstance(signal, TextAttention | RaterAttention) or isinstance(signal, KeyNorm | TextPivots) and layer > 0:
+        return layer - 1
+    return None

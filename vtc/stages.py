@@ -15,7 +15,7 @@ from vtc.schedule import solve
 from vtc.share import share
 from vtc.signals import Signal
 from vtc.spend import Spend, needs
-from vtc.state import Alive, Cut, Pass
+from vtc.state import Alive, Cut, Pass, Rows
 from vtc.tokens import Budget, Reduction, VisionTokens, sort_padded, top
 
 
@@ -44,13 +44,14 @@ def open_pass(
         newline_grid=layout.newline_grid,
         newlines=layout.newlines,
     )
+    own = [budget] * len(totals)
     if isinstance(method.spend, Spend):
         with p.clock:
             own = budgets_by_need(p, method.spend, totals, states)
-        p.keeps = [keeps_of(method, b, starts, len(family.layers), [n])[0] for b, n in zip(own, totals, strict=True)]
-    else:
-        p.keeps = keeps_of(method, budget, starts, len(family.layers), totals)
-    p.over = any(keep[-1] < total for keep, total in zip(p.keeps, totals, strict=True))
+    p.keeps = [keeps_of(method, b, starts, len(family.layers), [n])[0] for b, n in zip(own, totals, strict=True)]
+    # Where tokens rest, all of them can be within the budget.
+    least = [b.tokens(n) if method.rest else keep[-1] for b, n, keep in zip(own, totals, p.keeps, strict=True)]
+    p.over = any(kept < total for kept, total in zip(least, totals, strict=True))
 
 
 @torch.no_grad()
@@ -66,7 +67,7 @@ def keeps_of(
 ) -> list[tuple[int, ...]]:
     """For pictures of ``totals`` tokens, how many each stage keeps."""
     powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
-    return [solve(total, budget, starts, powers, layers, method.name, factors) for total in totals]
+    return [solve(total, budget, starts, powers, layers, method.name, factors, method.rest) for total in totals]
 
 
 def _check_heard(p: Pass, runs: dict[str, TowerRun]) -> None:
@@ -130,7 +131,14 @@ def make_cut(
     log_size = log_sizes(p, after, rows, tokens.features.dtype) if method.share and sized else None
     inside = rows if before is None else torch.searchsorted(before.rows, rows)
     tokens.features = tokens.features.new_empty(*tokens.features.shape[:2], 0)  # the pass outlives the forward
-    return Cut(tokens, reduction, keep, position, rows, valid, log_size, inside), after
+    return Cut(rows, valid, log_size, inside, tokens, reduction, keep, position), after
+
+
+def text_rows(p: Pass) -> Rows:
+    """The rows of the prompts that are no vision tokens, as they stand in the states behind the last cut."""
+    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
+    inside = rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
+    return Rows(rows, valid, None, inside)
 
 
 def survivors(

@@ -29,22 +29,27 @@ class Alive:
 
 
 @dataclass(eq=False)
-class Cut:
+class Rows:
+    """Rows of the prompts that a layer runs on: rows ``[B, K]`` (ascending), valid ``[B, K]`` or None (all), log_size
+    ``[B, K]`` or None (all 0); inside ``[B, K]``: where they stand in the incoming states."""
+
+    rows: Tensor
+    valid: Tensor | None
+    log_size: Tensor | None
+    inside: Tensor
+
+
+@dataclass(eq=False)
+class Cut(Rows):
     """What one stage did: the reduction of the tokens that lived, and the rows of the prompts it leaves.
 
-    keep: slots of each picture; position ``[I, N]``: where the tokens stood in the incoming states; rows ``[B, K]``
-    (ascending rows of the prompt), valid ``[B, K]`` or None (all), log_size ``[B, K]`` or None (all 0); inside
-    ``[B, K]``: those rows in the incoming states.
+    keep: slots of each picture; position ``[I, N]``: where the tokens stood in the incoming states.
     """
 
     tokens: VisionTokens
     reduction: Reduction
     keep: list[int]
     position: Tensor
-    rows: Tensor
-    valid: Tensor | None
-    log_size: Tensor | None
-    inside: Tensor
 
 
 @dataclass
@@ -53,7 +58,8 @@ class LayerPlan:
 
     enter: Cut | None = None  # a stage stands here
     regather: Cut | None = None  # the states arrive full length again: take the rows of this earlier cut
-    rows: Cut | None = None  # the rows the layer runs on (None: all)
+    rows: Cut | None = None  # the rows that are there (None: all)
+    runs: Rows | None = None  # those of them that the layer runs on, the others leave it as they came (None: all)
     keys: Cut | None = None  # the rows whose keys its rows see (None: those of ``rows``); cut inside its attention
     restore: bool = False  # full-length states leave the layer
 

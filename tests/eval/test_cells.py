@@ -15,6 +15,11 @@ def test_specs():
     assert build("fastv:layer=3").layer == 3
     assert build("random:seed=4:layer=0.5").layer == 0.5
     assert parse_specs("visionzip, grid,") == ["visionzip", "grid"]
+    assert parse_specs("adaptive:rest=[1,2]:layer=3, pool,divprune:rest=[1, 2]+share/fastv") == [
+        "adaptive:rest=[1,2]:layer=3",
+        "pool",
+        "divprune:rest=[1, 2]+share/fastv",
+    ]
     assert parse_specs("all") == list(registry)
 
 

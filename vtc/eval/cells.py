@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -92,8 +93,8 @@ def literal(text: str) -> Any:
 
 
 def parse_specs(text: str) -> list[str]:
-    """``visionzip,divprune+share``; ``all`` is every registered method."""
-    specs = [spec.strip() for spec in text.split(",") if spec.strip()]
+    """``visionzip,adaptive:rest=[1,2]``, commas in brackets are of an option; ``all`` is every registered method."""
+    specs = [spec.strip() for spec in re.split(r",(?![^\[\]]*\])", text) if spec.strip()]
     return [name for spec in specs for name in (registry if spec == "all" else [spec])]
 
 

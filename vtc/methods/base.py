@@ -63,6 +63,10 @@ class Method:
     ``share=True`` (methods at the decoder's input): each dropped token is assigned to its nearest kept one, merged by
     mean, and a row that stands for s tokens weighs s in every softmax of the decoder layers it lives in.
 
+    ``rest``: decoder layers, counted from 0, in which its tokens rest: text runs there alone, they are no keys, come
+    out as they went in, and what that saves of the budget buys more tokens for the other layers. For any method that
+    drops rows.
+
     ``spend`` (the same methods): ``"equal"``, every picture gets the budget, or what ``vtc.calibrate_spend`` returned,
     a busy picture gets more of it than an easy one.
     """
@@ -79,6 +83,7 @@ class Method:
 
     share: bool = field(default=False, kw_only=True)
     spend: str | Spend = field(default=EQUAL, kw_only=True)
+    rest: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.share, bool):
@@ -91,6 +96,7 @@ class Method:
             )
         if self.spend != EQUAL:
             self._check_spend()
+        self._check_rest()
 
     def _check_spend(self) -> None:
         if not isinstance(self.spend, Spend):
@@ -104,6 +110,15 @@ class Method:
                 f"{self.name}: spend needs a first cut at the decoder's input, where the need of a picture is known, "
                 'and this method cuts elsewhere; leave it at "equal", or use a method such as divprune'
             )
+
+    def _check_rest(self) -> None:
+        given = self.rest
+        layers = isinstance(given, (tuple, list)) and all(type(n) is int and n >= 0 for n in given)
+        if not layers or list(given) != sorted(set(given)):
+            raise ValueError(f"{self.name}: rest={given!r} are not decoder layers in order; give some like (1, 2)")
+        if given and (self.reduces_keys or self.skips_layers):
+            raise ValueError(f"{self.name}: rest={given!r} is for methods that drop rows, and all of its rows stay")
+        object.__setattr__(self, "rest", tuple(given))
 
     @property
     def module(self) -> nn.Module | None:

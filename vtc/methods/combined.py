@@ -47,6 +47,7 @@ class Combined(Method):
             raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))
         object.__setattr__(self, "share", self.share or any(m.share for m in given))
+        object.__setattr__(self, "rest", tuple(sorted(set(self.rest).union(*(m.rest for m in given)))))
         object.__setattr__(self, "learns", any(m.learns for m in given))
         super().__post_init__()
 

@@ -40,7 +40,7 @@ def routed(model: nn.Module) -> list[Routed]:
         )
     out = []
     for index, signals in sorted(p.signals.items()):
-        cut, (attention,) = cast(Cut, p.plans[index].rows), signals.values()
+        cut, (attention,) = cast(Cut, p.plans[index].runs), signals.values()
         method = cast(Router, patch.method.in_layer(index - first))
         out.append(Routed(method.scores(cut.tokens, attention, cut.keep), attention, cut.tokens.valid, cut.keep))
     return out
