@@ -18,7 +18,7 @@ def test_it_names_the_closest_cut_and_leaves_the_model_alone():
     model = zoo.build("llava", layers=6)
     prompts = some_prompts(model)
     before = [logits(model, p) for p in prompts]
-    found = vtc.calibrate(model, prompts, budget=0.2, layers=(1, 4), narrow=(0.3,), progress=False)
+    found = vtc.calibrate(model, prompts, budget=0.2, layers=(1, 4), narrow=(0.3,), rest=(), progress=False)
     assert all(torch.equal(logits(model, p), want) for p, want in zip(prompts, before, strict=True))
 
     def distance(method):
@@ -30,6 +30,20 @@ def test_it_names_the_closest_cut_and_leaves_the_model_alone():
     candidates = [Adaptive(layer=None), Adaptive(layer=1, narrow=0.3), Adaptive(layer=4, narrow=0.3)]
     assert found == min(candidates, key=distance)
     assert len({round(distance(c), 9) for c in candidates}) == 3, "the cuts differ, or the choice proves nothing"
+
+
+def test_tokens_rest_where_that_costs_nothing():
+    model = zoo.build("llava", layers=6, dtype=torch.float64)
+    for layer in (1, 4):  # what it adds to the states is nothing, so resting there only buys tokens elsewhere
+        block = model.model.language_model.layers[layer]
+        block.self_attn.o_proj.weight.data.zero_()
+        block.mlp.down_proj.weight.data.zero_()
+    prompts = some_prompts(model)
+    found = vtc.calibrate(model, prompts, budget=0.2, layers=(2,), narrow=(0.3,), progress=False)
+    assert set(found.rest) >= {1, 4}
+    assert vtc.patch_of(vtc.patch(model, found, 0.2)).method == found
+    vtc.unpatch(model)
+    assert vtc.calibrate(model, prompts, budget=0.2, layers=(2,), rest=(1,), progress=False).rest == (1,)
 
 
 def test_recurrent_decoders_get_no_second_cut():

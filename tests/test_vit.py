@@ -226,6 +226,8 @@ def test_other_models_are_refused_and_left_alone(model):
 
 def test_what_does_not_fit_is_said():
     model, pictures = build("class")
+    with pytest.raises(UnsupportedModel, match="are decoder layers, and this model has none"):
+        vtc.patch(MODELS["class"](), "tome", r=4, rest=(1,))
     with pytest.raises(UnsupportedModel, match=r'vtc.patch\(model, "tome", r=13\)'):
         vtc.patch(model, "divprune")
     vtc.patch(model, "tome", r=3)

@@ -1,9 +1,11 @@
 """What a few example prompts tell of a model: where in its decoder the question decides (the layer and width of
-``adaptive``'s second cut), and how many tokens its pictures need."""
+``adaptive``'s second cut), in which layers vision tokens may rest, and how many tokens its pictures need."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ def calibrate(
     budget: int | float | Budget = 0.03125,
     layers: Sequence[int] | None = None,
     narrow: Sequence[float] = NARROW,
+    rest: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Adaptive:
     """The ``Adaptive`` whose answers at ``budget`` stay closest to the unpatched model's, to hand to ``vtc.patch``.
@@ -35,10 +38,13 @@ def calibrate(
     prompts: a few dozen prompts with pictures as the processor makes them (unpadded or padded on the left); no answers
     are needed. Closeness is the Kullback-Leibler divergence of the next token's distribution after the prompt, mean
     over prompts. layers: candidates for the second cut (default: every layer of the first two thirds, at most 12 of
-    them); narrow: candidates for its width. Having no second cut is a candidate too.
+    them); narrow: candidates for its width; rest: layers in which tokens may rest (default: all). No second cut and no
+    rest are candidates too.
 
-    The budget should be the lowest that matters: a cut that is right there is right above. Raises ``ValueError``
-    without prompts, where one is padded on the right, or when the model is patched already.
+    First the second cut is chosen. Then layers are ranked by how little it costs to let tokens rest in one of them, and
+    the closest of the first one, two, three, ... of that order is taken; then the width anew. The budget should be the
+    lowest that matters: what is right there is right above. Raises ``ValueError`` without prompts, where one is padded
+    on the right, or when the model is patched already.
     """
     from tqdm import tqdm
 
@@ -48,20 +54,39 @@ def calibrate(
     if patch_of(model) is not None:
         raise ValueError("this model is patched, and calibrate compares with the unpatched one; call vtc.unpatch first")
     family = family_of(model)
-    candidates = [Adaptive(layer=None)]
-    if not family.hybrid:
-        layers = spread(len(family.layers)) if layers is None else layers
-        candidates += [Adaptive(layer=at, narrow=share) for at in layers for share in narrow]
+    depth = len(family.layers)
     want = [next_token(model, prompt) for prompt in prompts]
-    distance = []
-    for method in tqdm(candidates, desc="calibrating", unit="cut", disable=not progress):
-        with patched(model, method, budget=budget):
-            try:
-                got = [next_token(model, prompt) for prompt in prompts]
-            except BudgetError:  # a cut so late that the layers before it cost too much
-                continue
-        distance.append((float(torch.cat([divergence(*pair) for pair in zip(want, got, strict=True)]).mean()), method))
-    return min(distance, key=lambda pair: pair[0])[1]
+    found: dict[Adaptive, float] = {}  # divergence of what has been tried
+    with tqdm(desc="calibrating", unit="try", disable=not progress) as bar:
+
+        def distance(method: Adaptive) -> float:
+            if method not in found:
+                found[method] = _distance(model, method, budget, prompts, want)
+                bar.update()
+            return found[method]
+
+        start = Adaptive(layer=None)
+        if family.hybrid:
+            return start
+        layers = spread(depth) if layers is None else layers
+        best = min([start, *(Adaptive(layer=at, narrow=n) for at in layers for n in narrow)], key=distance)
+        can = [layer for layer in (range(depth) if rest is None else rest) if layer != best.layer]
+        order = sorted(can, key=lambda layer: distance(replace(best, rest=(layer,))))
+        resting = [replace(best, rest=tuple(sorted(order[:count]))) for count in range(1, len(order) + 1)]
+        best = min([best, *resting[: depth - 1]], key=distance)  # in some layer they have to run
+        return min([best, *(replace(best, narrow=n) for n in narrow if best.layer is not None)], key=distance)
+
+
+def _distance(
+    model: nn.Module, method: Adaptive, budget: int | float | Budget, prompts: list[dict[str, Any]], want: list[Tensor]
+) -> float:
+    """The mean divergence under ``method``; infinite where its first layers cost more than the budget."""
+    with patched(model, method, budget=budget):
+        try:
+            got = [next_token(model, prompt) for prompt in prompts]
+        except BudgetError:
+            return math.inf
+    return float(torch.cat([divergence(*pair) for pair in zip(want, got, strict=True)]).mean())
 
 
 @torch.no_grad()

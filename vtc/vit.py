@@ -30,6 +30,8 @@ class VitPatch(Patch):
                 f"{type(unwrapped(model)).__name__} has no decoder whose vision tokens {method.name} could reduce; "
                 'merge tokens inside it: vtc.patch(model, "tome", r=13)'
             )
+        if method.rest:
+            raise UnsupportedModel(f"rest={method.rest} are decoder layers, and this model has none; leave it out")
         self.model: Any = unwrapped(model)
         self.method, self.budget = method, budget
         self.blocks = blocks_of(self.model)
