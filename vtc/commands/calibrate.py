@@ -34,8 +34,8 @@ def calibrate(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may rest;
-    print them as vtc eval takes them.
+    """Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may
+    rest; print them as vtc eval takes them.
 
         vtc calibrate --model ./my-vlm --calibration scenes:dev
 
