@@ -53,5 +53,5 @@ def test_a_cell_of_another_learned_method_is_refused(folder, spec):
 
 
 def test_commands_for_plain_models_refuse_it(folder):
-    with pytest.raises(VTCError, match="holds what a method learned"):
+    with pytest.raises(VTCError, match="holds what a method or an adapter learned"):
         load(str(folder), "float32", "cpu")

@@ -38,7 +38,6 @@ PROBED = 8  # batches of the sensitivity pass
 OURS = (
     "checkpoint-*",
     "model",
-    "adapter",
     "log.jsonl",
     "answers.jsonl",
     "config.json",
@@ -152,6 +151,8 @@ def load(settings: Settings) -> tuple[Any, Any]:
         from transformers import AutoProcessor
 
         model, processor = vtc.load(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
+        if hasattr(model, "peft_config"):
+            raise VTCError(f"{folder} has an adapter; merge_and_unload() it, vtc.save that, and train it further")
     else:
         model, processor = load_plain(settings.model, "float32", "cpu")
     if settings.method is not None:
@@ -296,11 +297,8 @@ def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner)
 
 
 def save(model: Any, folder: Path, processor: Any) -> None:
-    """``vtc.save`` where there is a patch or compressed weights; adapters go to ``adapter`` beside, not merged in."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder.with_name("adapter"))
-        model = model.unload()
-    if patch_of(model) is None and checkpoint.compression_of(model) is None:
+    """``vtc.save`` where there is a patch, compressed weights or an adapter, and an ordinary checkpoint elsewhere."""
+    if patch_of(model) is None and checkpoint.compression_of(model) is None and not hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     else:
