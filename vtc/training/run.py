@@ -34,7 +34,7 @@ from vtc.training.parameters import choose, essential, sensitivities
 from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
 from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
 
-PROBED = 8  # batches of the sensitivity pass
+PROBED = 32  # conversations of the sensitivity pass, one at a time: the same for any batch and number of processes
 OURS = (
     "checkpoint-*",
     "model",
@@ -241,8 +241,8 @@ def chosen_layers(
     path = output / "layers.json"
     with args.main_process_first(local=False):
         if not path.exists():
-            batches: DataLoader = DataLoader(data, settings.batch, collate_fn=collate)  # type: ignore[arg-type]
-            squares = sensitivities(model, islice(batches, PROBED))
+            rows: DataLoader = DataLoader(data, 1, collate_fn=collate)  # type: ignore[arg-type]
+            squares = sensitivities(model, islice(rows, PROBED))
             write_text(path, json.dumps({"layers": essential(squares), "squares": squares}) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))["layers"]
 
