@@ -152,6 +152,17 @@ def test_an_adapter_of_a_method_that_learns_nothing_is_refused(saved):
         vtc.load(folder)
 
 
+def test_what_was_learned_on_another_base_is_refused(saved):
+    """Of the same shapes, so the file would load."""
+    folder, _, _ = saved
+    model = zoo.build("llava", seed=1)
+    vtc.patch(model, "perceiver", budget=0.4)
+    vtc.save(model, folder.parent / "other")
+    (folder / ADAPTER).write_bytes((folder.parent / "other" / ADAPTER).read_bytes())
+    with pytest.raises(CheckpointError, match="damaged or belong to another model"):
+        vtc.load(folder)
+
+
 def test_an_interrupted_save_keeps_what_was_there(saved, monkeypatch):
     folder, prompt, want = saved
     other, _ = trained(depth=1)

@@ -202,7 +202,7 @@ def test_tensors_that_do_not_fit_are_refused(saved, edit, message):
 
 def test_a_folder_of_which_any_file_is_missing_or_cut_off_is_refused(saved, tmp_path):
     folder, model = saved
-    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != "README.md"]
     assert len(files) >= 6
     for file in files:
         for content in (None, (folder / file).read_bytes()[:-5]):

@@ -20,6 +20,7 @@ from torch import nn
 import vtc
 from vtc import folders, peft_adapter
 from vtc.adapter import load_learned, save_learned
+from vtc.card import CARD, write_card
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
@@ -55,7 +56,8 @@ def save(
     verify: bool = False,
     keep_original: str | os.PathLike | None = None,
 ) -> Path:
-    """Write model, patch, the adapter of a ``PeftModel`` and (when given) processor to ``folder``.
+    """Write model, patch, the adapter of a ``PeftModel`` and (when given) processor to ``folder``, with a
+    model card.
 
     A checkpoint that is there already is replaced whole, and other files in it stay. format: of compressed weights,
     "vtc" (every term, bit-equal) or "compressed-tensors" (plain 4 and 8 bit integers, read by transformers and vLLM
@@ -86,6 +88,7 @@ def save(
                 check_copy(model, temporary, format)
             if original is not None:
                 restore.keep_beside(compression.manifest, original, temporary)
+            write_card(temporary, read_config(temporary), folder / CARD)
             folders.keep_others(folder, temporary, replaced=(peft_adapter.FOLDER,))
     except OSError as error:
         raise CheckpointError(
