@@ -238,3 +238,13 @@ def test_the_readers_of_plain_models_refuse_a_folder_with_an_adapter(saved):
 
     with pytest.raises(VTCError, match="holds what a method or an adapter learned"):
         load(str(saved[0]))
+
+
+def test_commands_that_patch_get_the_adapter_without_a_patch(tmp_path):
+    """As of any folder: they bring their own."""
+    from tests.eval.tiny import tiny_llava, tiny_processor
+    from vtc.eval.load import load
+
+    vtc.save(vtc.patch(adapted(tiny_llava()), "divprune", budget=4), tmp_path / "out", tiny_processor())
+    model, _ = load(str(tmp_path / "out"), learned=True)
+    assert isinstance(model, peft.PeftModel) and patch_of(model) is None

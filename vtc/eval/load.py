@@ -50,6 +50,9 @@ def load(
             processor = AutoProcessor.from_pretrained(model)
             make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
             vlm = make(model, dtype=kind, **options)
+        outer = vtc.patch_of(vlm)
+        if outer is not None and not outer.method.learns:
+            vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedModel(f"{model} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     tokenizer = getattr(processor, "tokenizer", None)
