@@ -8,8 +8,8 @@ torchrun --nproc_per_node 2 scripts/finetune.py ...      # the losses of one pro
     {"id": "1", "image": "1.png", "messages": [{"role": "user", "content": "<image> what is it ?"},
                                                {"role": "assistant", "content": "a ring"}]}
 
-OUTPUT/model is the result, for vtc.load (adapters of --train lora in OUTPUT/adapter, for peft); log.jsonl and loss.png
-tell how it went. Started again with the same settings it goes on from its last checkpoint; others are refused.
+OUTPUT/model is the result, for vtc.load, with the adapters of --train lora; log.jsonl and loss.png tell how it went.
+Started again with the same settings it goes on from its last checkpoint; others are refused.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-r"""Heal a model after structured pruning, low rank or a small budget: it learns the original's logits back.
+r"""Heal a model after structured pruning, low rank, borrowed blocks or a small budget: it learns the original's logits.
 
 vtc compress MODEL --recipe ... --output runs/small
 python scripts/heal.py --model runs/small --teacher MODEL --data conversations.jsonl --output runs/healed

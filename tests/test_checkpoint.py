@@ -88,7 +88,7 @@ def test_damaged_missing_and_foreign_files_are_refused(saved, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         vtc.load(folder)
     (folder / "config.json").write_text("[")
-    with pytest.raises(CheckpointError, match="config.json cannot be read"):
+    with pytest.raises(CheckpointError, match="config.json was saved and cannot be read"):
         vtc.load(folder)
     (folder / CONFIG).write_text("{not json")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):

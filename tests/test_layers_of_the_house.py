@@ -17,7 +17,7 @@ PARTS = {
     "cli": ("cli", "commands", "__main__", "doctor"),
     "integrations": ("integrations",),
     "eval": ("eval", "training"),
-    "weights": ("weights", "checkpoint", "adapter", "verification"),
+    "weights": ("weights", "checkpoint", "adapter", "peft_adapter", "card", "verification"),
     "patching": ("patching", "vit", "calibration"),
     "engine": (
         "engine",

@@ -30,17 +30,22 @@ def load_learned(module: nn.Module | None, folder: Path) -> None:
                 f"{path} holds what a method learned, and the saved method learns nothing: save again"
             )
         return
-    found, wanted = read(path), module.state_dict()
+    found = read(path)
+    check_fits(path, found, module.state_dict())
+    module.load_state_dict(found)
+
+
+def check_fits(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Raises ``CheckpointError`` unless ``found``, read from ``path``, has the names and shapes of ``wanted``."""
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unexpected:
-        raise CheckpointError(f"{path}: missing tensors {missing}, unexpected tensors {unexpected}; save again")
+        raise CheckpointError(f"{path}: missing tensors {missing[:5]}, unexpected tensors {unexpected[:5]}; save again")
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{path}: {name} has shape {tuple(found[name].shape)} and the method's options ask for "
-                f"{tuple(tensor.shape)}; load it with the options it was trained with"
+                f"{path}: {name} has shape {tuple(found[name].shape)} and its options ask for {tuple(tensor.shape)}; "
+                "load it with the options and the base it was trained with"
             )
-    module.load_state_dict(found)
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Save and load what vtc changes in a model, patch and weights: ``vtc_config.json`` beside the model's own files.
+"""Save and load what vtc changes in a model, patch and weights, and adapters of PEFT: ``vtc_config.json`` beside the
+model's own files.
 
 Strict in both directions. A folder is published whole: what stands at its name is the old checkpoint or the new one,
 whenever saving ends.
@@ -17,8 +18,9 @@ from typing import Any
 from torch import nn
 
 import vtc
-from vtc import folders
+from vtc import folders, peft_adapter
 from vtc.adapter import load_learned, save_learned
+from vtc.card import CARD, write_card
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
@@ -40,6 +42,8 @@ KEYS = (
     "processor_class",
     "versions",
 )
+LATER = ("adapter", "files")  # in newer folders only: PEFT's adapter, and what else was written
+ADAPTER_KEYS = {"name": str, "sha256": str}
 FORMATS = ("vtc", "compressed-tensors")
 
 
@@ -52,7 +56,8 @@ def save(
     verify: bool = False,
     keep_original: str | os.PathLike | None = None,
 ) -> Path:
-    """Write model, patch and (when given) processor to ``folder``.
+    """Write model, patch, the adapter of a ``PeftModel`` and (when given) processor to ``folder``, with a
+    model card.
 
     A checkpoint that is there already is replaced whole, and other files in it stay. format: of compressed weights,
     "vtc" (every term, bit-equal) or "compressed-tensors" (plain 4 and 8 bit integers, read by transformers and vLLM
@@ -60,12 +65,12 @@ def save(
     a second model. keep_original: the folder of the checkpoint that was compressed; it is kept in ``folder``, as its
     difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard).
 
-    Raises ``CheckpointError`` for a model with neither patch nor compressed weights, a folder that is not vtc's, a full
-    disk, a copy that differs, or weights that would replace those which an original is kept beside.
+    Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a folder that is not vtc's, a
+    full disk, a copy that differs, or weights that would replace those which an original is kept beside.
     """
     from vtc.weights import restore
 
-    plain = saveable(model, format)
+    check_saveable(model, format)
     folder = Path(os.path.realpath(folder))
     original = None if keep_original is None else Path(keep_original)
     compression = compression_of(model)
@@ -75,7 +80,7 @@ def save(
     folders.check_replaceable(folder, CONFIG)
     try:
         with folders.replacing(folder) as temporary:
-            write(plain, temporary, processor, format)
+            write(model, temporary, processor, format)
             restore.check_not_lost(folder, temporary, original)
             if verify:
                 from vtc.verification import check_copy
@@ -83,7 +88,8 @@ def save(
                 check_copy(model, temporary, format)
             if original is not None:
                 restore.keep_beside(compression.manifest, original, temporary)
-            folders.keep_others(folder, temporary)
+            write_card(temporary, read_config(temporary), folder / CARD)
+            folders.keep_others(folder, temporary, replaced=(peft_adapter.FOLDER,))
     except OSError as error:
         raise CheckpointError(
             f"{folder} cannot be written ({error.strerror or error}); make room or give another folder (what was there "
@@ -92,20 +98,15 @@ def save(
     return folder
 
 
-def saveable(model: nn.Module, format: str) -> Any:
-    """The model of transformers inside ``model``. Raises ``CheckpointError`` for one that cannot be saved."""
+def check_saveable(model: nn.Module, format: str) -> None:
+    """Raises ``CheckpointError`` for a model that cannot be saved."""
     if format not in FORMATS:
         raise CheckpointError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
-    patch, compression = patch_of(model), compression_of(model)
-    if patch is None and compression is None:
+    compression, plain = compression_of(model), unwrapped(model)
+    if peft_adapter.adapted(model) is None and patch_of(model) is None and compression is None:
         raise CheckpointError(
-            "this model has no patch to save and no compressed weights; call vtc.patch or vtc.compress first, or "
-            "model.save_pretrained alone"
-        )
-    plain = model if patch is None else patch.model
-    if getattr(plain, "peft_config", None) or hasattr(model, "get_base_model"):
-        raise CheckpointError(
-            "this model carries a PEFT adapter; call merge_and_unload() first, or save the adapter apart"
+            "this model has no patch to save, no compressed weights and no adapter; call vtc.patch or vtc.compress "
+            "first, or model.save_pretrained alone"
         )
     if not hasattr(plain, "save_pretrained"):
         raise CheckpointError(
@@ -113,7 +114,6 @@ def saveable(model: nn.Module, format: str) -> Any:
         )
     if format != "vtc" and compression is None:
         raise CheckpointError(f"format {format!r} is for compressed weights; call vtc.compress first, or leave it out")
-    return plain
 
 
 def compression_of(model: nn.Module) -> Any:
@@ -127,17 +127,16 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
     """Fill the empty ``folder``. Raises ``OSError`` when the disk does not take it."""
     from safetensors import SafetensorError
 
-    patch, compression = patch_of(model), compression_of(model)
+    patch, compression, plain = patch_of(model), compression_of(model), unwrapped(model)
+    adapted, adapter = peft_adapter.adapted(model), None
     try:
-        with nullcontext() if patch is None else patch.learned_aside():
-            if format == "compressed-tensors":
-                from vtc.weights import compressed_tensors
-
-                compressed_tensors.save_pretrained(model, folder)
-            else:
-                model.save_pretrained(folder)
-        if patch is not None:
-            save_learned(patch.method.module, folder)
+        with nullcontext() if adapted is None else peft_adapter.adapters_aside(plain):
+            with nullcontext() if patch is None else patch.learned_aside():
+                save_weights(plain, folder, format)
+            if patch is not None:
+                save_learned(patch.method.module, folder)
+        if adapted is not None:
+            adapter = peft_adapter.save_adapters(adapted, folder / peft_adapter.FOLDER)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if processor is not None:
@@ -147,19 +146,33 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         **(dict(method=None, options={}) if patch is None else described(patch.method)),
         "budget": None if patch is None else patch.budget.value,
         "compression": None if compression is None else compression.manifest,
-        "base_model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "base_model": getattr(plain.config, "_name_or_path", "") or type(plain).__name__,
         "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
         "versions": versions(),
+        "files": folders.names_in(folder),
+        **({} if adapter is None else {"adapter": adapter}),
     }
     write_json(folder / CONFIG, config)
 
 
-def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
-    """The model saved in ``folder``, compressed and patched as it was. ``kwargs`` go to ``from_pretrained``.
+def save_weights(plain: Any, folder: Path, format: str) -> None:
+    """The model's own files."""
+    if format == "compressed-tensors":
+        from vtc.weights import compressed_tensors
 
-    Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version,
-    weights that are not the ones that were saved, or learned tensors that do not fit the method.
+        compressed_tensors.save_pretrained(plain, folder)
+    else:
+        plain.save_pretrained(folder)
+
+
+def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
+    """The model saved in ``folder``, compressed and patched as it was, as a ``PeftModel`` where it was one. ``kwargs``
+    go to ``from_pretrained``.
+
+    Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version, a
+    file that is missing, weights or an adapter that are not the ones that were saved, or learned tensors that do not
+    fit the method.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -168,6 +181,7 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     folder = Path(folder)
     folders.recover(Path(os.path.realpath(folder)))
     config = read_config(folder)
+    folders.check_whole(folder, config.get("files", ()))
     found = contents_sha256(folder)
     if found != config["weights_sha256"]:
         raise CheckpointError(
@@ -190,7 +204,7 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     if method is not None and budget is not None:
         patch = Patch(model, method, budget).install()
         load_learned(patch.method.module, folder)
-    return model
+    return peft_adapter.load_adapters(model, folder / peft_adapter.FOLDER, config.get("adapter"))
 
 
 def described(method: Method) -> dict[str, Any]:
@@ -233,7 +247,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); save the model again") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object; save the model again")
-    missing, unknown = sorted(set(KEYS) - set(config)), sorted(set(config) - set(KEYS))
+    missing, unknown = sorted(set(KEYS) - set(config)), sorted(set(config) - {*KEYS, *LATER})
     if config.get("schema_version") != SCHEMA:
         raise CheckpointError(
             f"{path} has schema version {config.get('schema_version')!r}, this vtc ({vtc.__version__}) reads {SCHEMA}; "
@@ -247,6 +261,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: 'options' must be an object and 'weights_sha256' a string; save the model again"
         )
+    files, adapter = config.get("files", []), config.get("adapter")
+    if not (isinstance(files, list) and all(isinstance(name, str) for name in files)) or not (
+        adapter is None or isinstance(adapter, dict) and {k: type(v) for k, v in adapter.items()} == ADAPTER_KEYS
+    ):
+        raise CheckpointError(f"{path}: 'files' are names, 'adapter' is name and sha256; save the model again")
     return config
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -95,13 +96,34 @@ def check_replaceable(folder: Path, mark: str) -> None:
         )
 
 
-def keep_others(old: Path, new: Path) -> None:
-    """Copy into ``new`` what ``old`` holds and ``new`` lacks, weights left out: a processor that was saved earlier, a
-    README."""
+def names_in(folder: Path) -> list[str]:
+    """The files in ``folder``, in order, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def check_whole(folder: Path, names: Iterable[str]) -> None:
+    """Raises ``CheckpointError`` where a file of those ``names`` is missing, or is JSON that was cut off: transformers
+    would put defaults in the place of some."""
+    for name in names:
+        path = folder / name
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif not path.is_file():
+                raise FileNotFoundError("No such file")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} was saved and cannot be read ({error}); copy the whole folder, or save again"
+            ) from error
+
+
+def keep_others(old: Path, new: Path, replaced: Iterable[str] = ()) -> None:
+    """Copy into ``new`` what ``old`` holds and ``new`` lacks, weights and what is ``replaced`` left out: a processor
+    that was saved earlier, a README."""
     if not old.is_dir():
         return
     for path in old.iterdir():
-        weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
+        weights = path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in replaced
         if weights or (new / path.name).exists():
             continue
         if path.is_dir():

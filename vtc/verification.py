@@ -25,7 +25,7 @@ def check_copy(model: nn.Module, folder: Path, format: str = "vtc") -> None:
     device = next(plain.parameters()).device
     options = {"dtype": plain.dtype, "attn_implementation": attention_of(plain.config)}
     try:
-        copy: Any = load(folder, **options).to(device)
+        copy: Any = unwrapped(load(folder, **options)).to(device)
     except ImportError as error:
         raise CheckpointError(
             f"this format cannot be loaded here ({error}); pip install 'vtc-vlm[ct]', or save without verify"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -52,6 +54,21 @@ def test_a_cell_of_another_learned_method_is_refused(folder, spec):
         entered(model, Cell(spec, 6))
 
 
+def test_a_run_asks_a_trained_folder(folder, tmp_path):
+    """Its own patch is no obstacle: each cell enters it, or leaves it."""
+    from vtc.eval.benchmarks.scenes import Scenes
+    from vtc.eval.run import evaluate
+
+    model, processor = load(str(folder), "float32", "cpu", learned=True)
+    quick = {"repeats": 0, "overlays": 0, "progress": False}
+    evaluate(model, processor, Scenes(split="dev", limit=2), ["perceiver:latents=12"], [6], tmp_path / "run", **quick)
+    cells = json.loads((tmp_path / "run" / "summary.json").read_text())["cells"]
+    assert {name: cell["questions"] for name, cell in cells.items()} == {"unpatched": 2, "perceiver:latents=12@6": 2}
+    vtc.patch(model, "divprune", budget=6)
+    with pytest.raises(VTCError, match="the model is patched"):
+        evaluate(model, processor, Scenes(limit=2), ["random"], [6], tmp_path / "other", **quick)
+
+
 def test_commands_for_plain_models_refuse_it(folder):
-    with pytest.raises(VTCError, match="holds what a method learned"):
+    with pytest.raises(VTCError, match="holds what a method or an adapter learned"):
         load(str(folder), "float32", "cpu")

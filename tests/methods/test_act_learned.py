@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 import vtc
 from tests import zoo
@@ -12,7 +13,7 @@ from tests.support import KINDS, engine, logits
 from tests.test_keys import cuts_of
 from tests.test_learned import gradients, stir
 from vtc.errors import VTCError
-from vtc.methods import ActLearned
+from vtc.methods import ActLearned, Router
 from vtc.methods.act_learned import BY_HEAD
 from vtc.patching import asking, patch_of
 from vtc.tokens import Reduction
@@ -80,6 +81,23 @@ def test_it_learns_to_keep_the_key_that_the_loss_needs():
         gates.backward(-(torch.arange(16) == 11).double()[None] + 0.01 * hard)
         optimizer.step()
     assert 11 in reduce_with(method, tokens, seen).anchor[0].tolist()
+
+
+@pytest.mark.parametrize("method", [ActLearned(), Router()])
+def test_gates_have_an_exact_gradient_in_what_ranks(method):
+    """In float64, against finite differences; pictures of unlike size."""
+    tokens = batch([picture((1, 2, 3), 1, torch.float64), picture((1, 2, 2), 2, torch.float64)], pad=1)
+    method = ready(method)
+    learned = dict(method.module.double().named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in learned.values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    seen = {signal: value.double() for signal, value in signals(method, tokens).items()}
+    first = [p for name, p in learned.items() if name.startswith(("0.", "layers.0."))]
+    assert gradcheck(lambda *_: method.gates(tokens, seen, [3, 2]), first)
+    method.gates(tokens, seen, [3, 2])[0, 0].backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in first)
 
 
 def reduce_with(method: ActLearned, tokens, seen) -> Reduction:

@@ -119,6 +119,14 @@ def test_every_token_is_read_and_the_place_of_a_picture_does_not_matter():
         assert (other - got).abs().max() > 1e-3, "positions do not matter at all"
 
 
+def test_no_picture_is_too_large():
+    """There is no table of positions to leave: 36 times the testbed's tokens, and 90 frames."""
+    method = stirred()
+    for shape in ((1, 84, 84), (90, 4, 4)):
+        tokens = drawn(shape)
+        assert values(method, tokens, [12]).isfinite().all()
+
+
 def test_heads_begin_with_different_reach():
     method = ready(Perceiver(width=4 * HEAD))
     at = torch.tensor([[[0, 0, 0]]])

@@ -22,12 +22,13 @@ from vtc.training.teachers import Own
 ANSWERS = ("red", "blue", "green", "two")
 
 
-def main(shard: bool) -> None:
-    rank, world = 0, 1
+def main(shard: bool, method: str) -> None:
+    rank, world, backend = 0, 1, None
     if shard:
         dist.init_process_group("gloo")
-        rank, world = dist.get_rank(), dist.get_world_size()
-    model = vtc.patch(tiny_llava(), "bipartite", budget=0.25).train()
+        rank, world, backend = dist.get_rank(), dist.get_world_size(), dist.get_backend()
+    torch.manual_seed(0)  # what a method learns starts at random
+    model = vtc.patch(tiny_llava(), method, budget=0.25).train()
     if shard:
         for layer in model.model.language_model.layers:
             fully_shard(layer, mesh=dist.device_mesh.init_device_mesh("cpu", (world,)))
@@ -48,12 +49,13 @@ def main(shard: bool) -> None:
         if shard:
             dist.all_reduce(seen)
         losses.append(float(seen) / world)
-    sharded = sum(type(p).__name__ == "DTensor" for p in model.parameters())
+    parts = [p for p in model.parameters() if type(p).__name__ == "DTensor"]
+    held = sum(p.to_local().numel() for p in parts) / sum(p.numel() for p in parts) if parts else 1
     if rank == 0:
-        print(json.dumps({"world": world, "losses": losses, "sharded": sharded}))
+        print(json.dumps({"world": world, "backend": backend, "losses": losses, "sharded": len(parts), "held": held}))
     if shard:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "shard")
+    main(sys.argv[1] == "shard", sys.argv[2])

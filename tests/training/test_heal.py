@@ -13,9 +13,7 @@ from vtc.models import family_of
 from vtc.training.collate import Collator
 from vtc.training.conversations import JSONLines
 from vtc.training.losses import at_labels, distillation_loss
-from vtc.training.run import Settings, arguments, fit
-from vtc.training.teachers import Other
-from vtc.weights.sharing import share
+from vtc.weights.sharing import BorrowedLinear
 
 pytest.importorskip("accelerate")
 
@@ -67,16 +65,16 @@ def prompts(folder):
 
 
 @pytest.mark.slow
-def test_shared_blocks_heal_in_memory(folder, tmp_path, apart):
-    """They have no form on disk; the loop takes any model."""
-    model = tiny_llava()
-    share(list(family_of(model).layers), [3, 1, 2, 4], count=1, rank=4)
-    before = apart(model)
-    settings = Settings("", steps=12, batch=6, rate=3e-3, distill=1.0, weight=1.0)
-    data, collate = JSONLines(folder / "data.jsonl"), Collator(tiny_processor())
-    fit(model, data, collate, arguments(settings, tmp_path, 100, 1, 0), settings, Other(tiny_llava()))
-    assert apart(model) < 0.8 * before
-    assert family_of(model).layers[1].mlp.up_proj.weight is not None
+def test_blocks_rebuilt_from_others_heal_and_stay_shared(train, folder, tmp_path, apart):
+    small = vtc.compress(tiny_llava(), "borrow:share=0.25:rank=2", calibration=prompts(folder), progress=False)
+    before = apart(small)
+    vtc.save(small, tmp_path / "small", tiny_processor())
+    run = train(model=str(tmp_path / "small"), teacher=str(folder / "model"), **HEALING)
+    healed = vtc.load(run / "model")
+    borrowers = {n: m for n, m in healed.named_modules() if isinstance(m, BorrowedLinear)}
+    assert len(borrowers) == 7 and all(m.lender in list(healed.modules()) for m in borrowers.values())
+    assert all(not torch.equal(m.u, small.get_submodule(n).u) for n, m in borrowers.items()), "adapters learn"
+    assert apart(healed) < 0.8 * before
 
 
 def test_a_teacher_that_reads_other_tokens_is_refused(train, folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import gradcheck
 
 from vtc.training.losses import answer_loss, at_labels, attention_loss, distillation_loss, hidden_loss
 
@@ -71,9 +72,16 @@ def test_other_shapes_are_refused(loss):
         loss(draw(2, 3, 4), draw(2, 3, 5))
 
 
-def test_gradients_in_float64():
-    teacher, where = draw(2, 3, 4).double(), torch.ones(2, 3, dtype=torch.bool)
+def test_gradients_are_exact():
+    """In float64, against finite differences."""
+    where, labels = (
+        torch.tensor([[True, False, True], [True, True, True]]),
+        torch.tensor([[-100, 2, 1], [-100, -100, 3]]),
+    )
     student = draw(2, 3, 4, seed=1).double().requires_grad_()
-    assert hidden_loss(student, teacher, where).requires_grad
-    distillation_loss(student.flatten(0, 1), teacher.flatten(0, 1), 2.0).backward()
-    assert torch.isfinite(student.grad).all() and student.grad.abs().max() > 0
+    teacher = draw(2, 3, 4).double()
+    rows, told = draw(2, 2, 3, 4).double().requires_grad_(), draw(2, 2, 3, 4, seed=1).double().softmax(-1)
+    assert gradcheck(lambda x: answer_loss(*at_labels(x, labels)), (student,))
+    assert gradcheck(lambda x: distillation_loss(x.flatten(0, 1), teacher.flatten(0, 1), 2.0), (student,))
+    assert gradcheck(lambda x: hidden_loss(x, teacher, where), (student,))
+    assert gradcheck(lambda x: attention_loss(x.softmax(-1), told, where), (rows,))

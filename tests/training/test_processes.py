@@ -26,8 +26,8 @@ def run(*command: str, processes: int = 1) -> str:
     return out.stdout
 
 
-@pytest.mark.parametrize("extra", [["--distill", "2"], ["--train", "all"]], ids=["distilled", "all"])
-def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, extra):
+@pytest.mark.parametrize("train", ["projector", "all", "layers:auto"])
+def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, train):
     usual = [
         SCRIPT,
         "--model",
@@ -37,23 +37,31 @@ def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, extra):
         "--method",
         "divprune+share",
     ]
-    usual += ["--budget", "4", "--steps", "4", "--rate", "0.003", "--log-every", "1", "--save-every", "2", *extra]
+    usual += ["--budget", "4", "--steps", "4", "--rate", "0.003", "--log-every", "1", "--save-every", "2"]
+    usual += ["--train", train] if train != "projector" else ["--distill", "2"]
     run(*usual, "--batch", "4", "--output", str(tmp_path / "one"))
     run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
     assert len(list((tmp_path / "two" / "checkpoint-4").glob("rng_state_*.pth"))) == 2
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-3)
+    if train == "layers:auto":
+        assert (tmp_path / "two" / "layers.json").read_text() == (tmp_path / "one" / "layers.json").read_text()
+    if train == "all":  # the instrument tells a process that trains alone on its half
+        run(*usual, "--batch", "2", "--output", str(tmp_path / "half"))
+        assert losses(tmp_path / "half") != pytest.approx(one, rel=1e-2)
     (tmp_path / "two" / "checkpoint-4" / "rng_state_1.pth").unlink()  # as if the second process had been killed
     run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)
     assert losses(tmp_path / "two") == two
 
 
-def test_sharded_processes_give_the_losses_of_one():
-    one = json.loads(run("-m", "tests.training.fsdp", "alone"))
-    two = json.loads(run("-m", "tests.training.fsdp", "shard", processes=2))
-    assert (one["world"], two["world"]) == (1, 2)
+@pytest.mark.parametrize("method", ["bipartite", "perceiver"])
+def test_sharded_processes_give_the_losses_of_one(method):
+    one = json.loads(run("-m", "tests.training.fsdp", "alone", method))
+    two = json.loads(run("-m", "tests.training.fsdp", "shard", method, processes=2))
+    assert (one["world"], two["world"]) == (1, 2) and two["backend"] == "gloo"
     assert one["sharded"] == 0 and two["sharded"] > 50
+    assert one["held"] == 1 and two["held"] == pytest.approx(0.5, abs=0.02), "each holds half of the weights"
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
 
 

@@ -63,14 +63,17 @@ def _plain(folder):
     return AutoModelForImageTextToText.from_pretrained(folder / "model")
 
 
-def test_adapters_are_saved_beside_and_load_onto_the_result(train, trained_models):
-    peft = pytest.importorskip("peft")
-    run = train(train="lora", rank=4, method="perceiver:latents=8", rate=1e-2)
+@pytest.mark.parametrize("method", ["perceiver:latents=8", None])
+def test_adapters_are_saved_with_the_result(method, train, trained_models, tmp_path):
+    pytest.importorskip("peft")
+    run = train(train="lora", rank=4, method=method, rate=1e-2)
     (model,) = trained_models
-    plain = vtc.load(run / "model")
-    found = peft.PeftModel.from_pretrained(plain, run / "adapter")
-    assert torch.allclose(answers(found), answers(model), atol=1e-6)
-    assert not any("vision_tower" in name for name in load_file(run / "adapter" / "adapter_model.safetensors"))
+    found = vtc.load(run / "model")
+    assert torch.equal(answers(found), answers(model))
+    names = load_file(run / "model" / "peft_adapter" / "adapter_model.safetensors")
+    assert names and not any("vision_tower" in name or "vtc_learned" in name for name in names)
+    with pytest.raises(VTCError, match=r"has an adapter; merge_and_unload\(\)"):
+        train("again", model=str(run / "model"), steps=1)
 
 
 def stop_at(monkeypatch, step: int) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 import vtc
 from vtc.adapter import ADAPTER
 from vtc.errors import UnsupportedModel, VTCError
+from vtc.peft_adapter import FOLDER
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -23,18 +24,18 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere.
 
-    A folder in which ``vtc.save`` left what a method learned comes back patched with it where ``learned``, and is
-    refused otherwise: the plain model would stand for a trained one.
+    A folder in which ``vtc.save`` left what a method or an adapter of PEFT learned comes back with it where
+    ``learned``, and is refused otherwise: the plain model would stand for a trained one.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vtc.weights import hf
 
-    trained = (Path(model) / ADAPTER).is_file()
+    trained = (Path(model) / ADAPTER).is_file() or (Path(model) / FOLDER).is_dir()
     if trained and not learned:
         raise VTCError(
-            f"{model} holds what a method learned, and this command works on plain models; use vtc eval or vtc show, "
-            "vtc.load in a script, or the model it was trained from"
+            f"{model} holds what a method or an adapter learned, and this command works on plain models; use vtc eval "
+            "or vtc show, vtc.load in a script, or the model it was trained from"
         )
     if dtype not in ("auto", *DTYPES):
         raise VTCError(f"dtype {dtype!r} is not known; give auto, {', '.join(DTYPES)}")
@@ -49,6 +50,9 @@ def load(
             processor = AutoProcessor.from_pretrained(model)
             make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
             vlm = make(model, dtype=kind, **options)
+        outer = vtc.patch_of(vlm)
+        if outer is not None and not outer.method.learns:
+            vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UnsupportedModel(f"{model} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
     tokenizer = getattr(processor, "tokenizer", None)

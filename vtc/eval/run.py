@@ -64,8 +64,9 @@ def evaluate(
     """
     if batch_size < 1:
         raise DataError(f"batch size {batch_size} is below 1; the least is 1")
-    if vtc.patch_of(model) is not None:
-        raise VTCError("the model is patched, so there is no unpatched model to compare with; vtc.unpatch(model) first")
+    outer = vtc.patch_of(model)
+    if outer is not None and not outer.method.learns:  # what a method learned is asked for by its cells
+        raise VTCError("the model is patched, and each cell brings a patch of its own; vtc.unpatch(model) first")
     cells = plan(methods, budgets)
     longest = benchmark.max_new_tokens if max_new_tokens is None else max_new_tokens
     answerer = Answerer(model.eval(), processor, benchmark.frame, template, longest)

@@ -131,6 +131,7 @@ class Scorer(nn.Module):
         attention ``[I, N, H]``, tokens ``[I, N, D]``, question ``[I, D]``, valid ``[I, N]``.
         """
         dtype = self.heads.dtype
+        attention = attention.masked_fill(~valid[..., None], 0.0)  # a NaN there would reach the heads' gradient
         seen = (attention * self.heads.to(attention.dtype).exp()).mean(dim=2)
         own = self.read_token(tokens.masked_fill(~valid[..., None], 0.0).to(dtype))
         asked = self.read_question(question.to(dtype))

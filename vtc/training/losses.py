@@ -10,11 +10,11 @@ IGNORE = -100  # labels that are not learned, as in transformers
 
 
 def at_labels(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``(scores [A, V] float32, wanted [A])``: what row t of ``logits [B, N, V]`` says of the label of row t + 1,
-    wherever there is one."""
+    """``(scores [A, V], wanted [A])``: what row t of ``logits [B, N, V]`` says of the label of row t + 1, wherever
+    there is one; at least in float32."""
     wanted = labels[:, 1:]
     learned = wanted != IGNORE
-    return logits[:, :-1][learned].float(), wanted[learned]
+    return wide(logits[:, :-1][learned]), wanted[learned]
 
 
 def answer_loss(scores: Tensor, wanted: Tensor) -> Tensor:
@@ -28,14 +28,14 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     T² keeps gradients at the scale of ``answer_loss`` (Hinton et al., arXiv 1503.02531).
     """
     _same_shape("logits", student, teacher)
-    said, wanted = (torch.log_softmax(x.float() / temperature, dim=-1) for x in (student, teacher))
+    said, wanted = (torch.log_softmax(wide(x) / temperature, dim=-1) for x in (student, teacher))
     return temperature**2 * kl_div(said, wanted, reduction="sum", log_target=True)
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, where: Tensor) -> Tensor:
     """Squared distance of hidden states ``[B, N, D]`` at ``where [B, N]``, relative to the teacher's squared length."""
     _same_shape("hidden states", student, teacher)
-    told, wanted = student[where].float(), teacher[where].float()
+    told, wanted = wide(student[where]), wide(teacher[where])
     return (told - wanted).square().sum() / wanted.square().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
@@ -46,9 +46,14 @@ def attention_loss(student: Tensor, teacher: Tensor, where: Tensor) -> Tensor:
     """
     _same_shape("attention weights", student, teacher)
     least = torch.finfo(torch.float32).tiny
-    told, wanted = (x.transpose(1, 2)[where].float().clamp_min(least).log() for x in (student, teacher))
+    told, wanted = (wide(x.transpose(1, 2)[where]).clamp_min(least).log() for x in (student, teacher))
     rows = max(1, told.shape[0] * told.shape[1])
     return kl_div(told, wanted, reduction="sum", log_target=True) / rows
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _same_shape(what: str, student: Tensor, teacher: Tensor) -> None:

@@ -34,11 +34,10 @@ from vtc.training.parameters import choose, essential, sensitivities
 from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
 from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
 
-PROBED = 8  # batches of the sensitivity pass
+PROBED = 32  # conversations of the sensitivity pass, one at a time: the same for any batch and number of processes
 OURS = (
     "checkpoint-*",
     "model",
-    "adapter",
     "log.jsonl",
     "answers.jsonl",
     "config.json",
@@ -152,6 +151,8 @@ def load(settings: Settings) -> tuple[Any, Any]:
         from transformers import AutoProcessor
 
         model, processor = vtc.load(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
+        if hasattr(model, "peft_config"):
+            raise VTCError(f"{folder} has an adapter; merge_and_unload() it, vtc.save that, and train it further")
     else:
         model, processor = load_plain(settings.model, "float32", "cpu")
     if settings.method is not None:
@@ -240,8 +241,8 @@ def chosen_layers(
     path = output / "layers.json"
     with args.main_process_first(local=False):
         if not path.exists():
-            batches: DataLoader = DataLoader(data, settings.batch, collate_fn=collate)  # type: ignore[arg-type]
-            squares = sensitivities(model, islice(batches, PROBED))
+            rows: DataLoader = DataLoader(data, 1, collate_fn=collate)  # type: ignore[arg-type]
+            squares = sensitivities(model, islice(rows, PROBED))
             write_text(path, json.dumps({"layers": essential(squares), "squares": squares}) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))["layers"]
 
@@ -296,11 +297,8 @@ def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner)
 
 
 def save(model: Any, folder: Path, processor: Any) -> None:
-    """``vtc.save`` where there is a patch or compressed weights; adapters go to ``adapter`` beside, not merged in."""
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder.with_name("adapter"))
-        model = model.unload()
-    if patch_of(model) is None and checkpoint.compression_of(model) is None:
+    """``vtc.save`` where there is a patch, compressed weights or an adapter, and an ordinary checkpoint elsewhere."""
+    if patch_of(model) is None and checkpoint.compression_of(model) is None and not hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     else:
