@@ -181,6 +181,7 @@ def test_a_mistyped_column_is_named(tmp_path):
     numbers = [row | {"answer": 10} for row in kept.rows]
     write(tmp_path, kept, numbers, kept.schema | {"answer": WHOLE})
     samples = list(registry["chartqa"](data_dir=tmp_path).samples())
+    assert len(samples) == len(numbers)
     assert all("column 'answer' is 10, not text" in s.error and "type (text)" in s.error for s in samples)
 
 
