@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtc
+from vtc.changes import LEARNED
 from vtc.eval.files import write_json
 from vtc.eval.scenes import SIZE, TYPES, checkpoint_path, samples
 from vtc.eval.scenes.train.llava import Llava
@@ -32,7 +33,6 @@ from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
 from vtc.eval.scenes.train.pack import Batch, pack
 from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
-from vtc.patching import LEARNED
 from vtc.tokens import Budget
 
 BATCH, QUESTIONS = 16, 16

@@ -18,9 +18,10 @@ PARTS = {
     "integrations": ("integrations",),
     "eval": ("eval", "training"),
     "weights": ("weights", "checkpoint", "adapter", "verification"),
-    "patching": ("patching", "vit", "calibration"),
+    "patching": ("patching", "changes", "vit", "calibration"),
     "engine": (
         "engine",
+        "hearing",
         "merging",
         "tower",
         "stages",

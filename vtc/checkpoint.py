@@ -19,11 +19,12 @@ from torch import nn
 import vtc
 from vtc import folders
 from vtc.adapter import load_learned, save_learned
+from vtc.changes import Patch
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.models.inspection import unwrapped
-from vtc.patching import Patch, patch_of
+from vtc.patching import patch_of
 from vtc.spend import Spend
 from vtc.tokens import Budget
 

@@ -7,7 +7,8 @@ restored earlier only where something between the layers reads them (DeepStack, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ REPLAYED = 8  # forwards whose layers a backward pass may still replay (activati
 
 
 class Engine:
-    """Runs one method at one budget on one model. Installs nothing: ``patching.Patch`` does, and undoes it."""
+    """Runs one method at one budget on one model. Installs nothing: ``changes.Patch`` does, and undoes it."""
 
     def __init__(self, family: Family, method: Method, budget: Budget):
         self.family, self.method = family, method
@@ -87,6 +88,15 @@ class Engine:
     def _router(self) -> Router:
         (first,) = self.stage_at
         return Router(self.method, self.budget, first, self.depth)
+
+    @contextmanager
+    def asking(self, labels: Tensor) -> Iterator[None]:
+        """Prompts of the forwards inside end where ``labels [B, N]`` begin."""
+        before, self.labels = self.labels, labels
+        try:
+            yield
+        finally:
+            self.labels = before
 
     # ------------------------------------------------------------- before and after the model
 
