@@ -21,6 +21,7 @@ PARTS = {
     "patching": ("patching", "changes", "vit", "calibration"),
     "engine": (
         "engine",
+        "arguments",
         "hearing",
         "merging",
         "tower",

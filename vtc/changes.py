@@ -185,7 +185,7 @@ class Patch:
     def _weigh_keys(self) -> None:
         """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
         attention interface (recurrent, or with code of its own) gets a mask, and cannot reduce its keys."""
-        self.engine.weighs = set()
+        self.engine.arguments.weighs = set()
         reduces = self.method.reduces_keys or self.method.skips_layers
         for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
@@ -194,7 +194,7 @@ class Patch:
                 if reduces:
                     raise
                 continue
-            self.engine.weighs.add(index)
+            self.engine.arguments.weighs.add(index)
             self._undo.append(undo)
 
     def _merge_in_tower(self) -> None:
