@@ -147,13 +147,18 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         "schema_version": SCHEMA,
         **(dict(method=None, options={}) if patch is None else described(patch.method)),
         "budget": None if patch is None else patch.budget.value,
-        "compression": None if compression is None else compression.manifest,
+        "compression": None if compression is None else told(compression.manifest, format),
         "base_model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
         "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
         "versions": versions(),
     }
     write_json(folder / CONFIG, config)
+
+
+def told(manifest: dict[str, Any], format: str) -> dict[str, Any]:
+    """What was done to the weights. In full only where ``config.json`` is for other readers: else it holds the rest."""
+    return {"recipe": manifest.get("recipe")} if format == "vtc" else manifest
 
 
 def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
