@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtc
+from vtc.changes import LEARNED
 from vtc.eval.cells import build
 from vtc.eval.files import write_json
 from vtc.eval.scenes import SIZE, TYPES, checkpoint_path, samples
@@ -35,7 +36,7 @@ from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
 from vtc.eval.scenes.vocabulary import EOS, IDS, PAD, encode
 from vtc.eval.statistics import paired_change
-from vtc.patching import LEARNED, asking
+from vtc.patching import asking
 from vtc.tokens import Budget
 
 PICTURES, QUESTIONS = 16, 16  # of a step

@@ -8,8 +8,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tests.tolerances import assert_close
 from vtc.models import family_of
 from vtc.taps import tap
+
+
+@contextmanager
+def removed(handles: list):
+    """Hooks, gone afterwards."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -19,11 +30,8 @@ def before_norm(model):
     decoder = family_of(model).decoder
     norm = next(getattr(decoder, n) for n in ("norm", "final_layernorm", "ln_f") if hasattr(decoder, n))
     seen: list[Tensor] = []
-    handle = norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
-    try:
+    with removed([norm.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))]):
         yield seen
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -72,11 +80,46 @@ def masked(model, gone: dict[int, Tensor], sizes: dict[int, Tensor] | None = Non
     for index, drop in gone.items():
         layer = family_of(model).layers[index]
         handles.append(layer.register_forward_pre_hook(blocker(index, drop), with_kwargs=True))
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+@contextmanager
+def restored(model, gone: dict[int, Tensor]):
+    """The layers of the unpatched model, of which the rows ``gone[i] [B, N]`` leave layer i as they came."""
+    handles = []
+
+    def put_back(drop, layer, args, kwargs, output):
+        came = args[0] if args else kwargs["hidden_states"]
+        out = output[0] if isinstance(output, tuple) else output
+        out = torch.where(drop[..., None], came, out)
+        return (out, *output[1:]) if isinstance(output, tuple) else out
+
+    for index, drop in gone.items():
+        layer = family_of(model).layers[index]
+        handles.append(layer.register_forward_hook(partial(put_back, drop), with_kwargs=True))
+    with removed(handles):
+        yield
+
+
+def longer(by_layer: dict[int, Tensor], columns: int) -> dict[int, Tensor]:
+    """``[B, columns]`` for each decoder layer: rows that come later are not dropped and weigh one."""
+    return {i: torch.nn.functional.pad(t, (0, columns - t.shape[1])) for i, t in by_layer.items()}
+
+
+def equals_the_whole(model, prompt: dict, out) -> None:
+    """Every step that ``generate`` took (``out``) on ``prompt`` gave the logits of one forward over all of its tokens,
+    as ``model`` is now."""
+    ids, start = out.sequences[:, :-1], prompt["input_ids"].shape[1] - 1
+    whole = {**prompt, "input_ids": ids}
+    for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if key in prompt:
+            extra = (0, ids.shape[1] - prompt["input_ids"].shape[1])
+            whole[key] = torch.nn.functional.pad(prompt[key], extra, value=int(key == "attention_mask"))
+    with torch.no_grad():
+        want = model(**whole).logits
+    for step, got in enumerate(out.logits):
+        assert_close(f"step {step}", got, want[:, start + step])  # generate() gives float32
 
 
 def dropped_rows(engine) -> dict[int, Tensor]:
@@ -127,11 +170,8 @@ def merged_input(model, cuts: dict, merging: bool, deepstack: bool | None = None
     for index, layer in enumerate(layers if merging else ()):
         handles.append(layer.register_forward_pre_hook(partial(enter, index), with_kwargs=True))
         handles.append(layer.register_forward_hook(lambda m, a, o, index=index: out.update({index: o})))
-    try:
+    with removed(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def merge_by_loop(states: Tensor, cut) -> Tensor:

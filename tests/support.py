@@ -50,6 +50,14 @@ KINDS = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma",
 SOME_PAIRS = pairs(KINDS, 4)
 
 
+def served(method: str) -> pytest.MarkDecorator:
+    """Every family that ``method`` runs on, as the parameter ``family``; one of each kind is quick."""
+    families = [f for f in zoo.NAMES if (f, method) not in REFUSED]
+    return pytest.mark.parametrize(
+        "family", [f if f in KINDS else pytest.param(f, marks=pytest.mark.slow) for f in families]
+    )
+
+
 def exact_dtype(family: str) -> torch.dtype:
     return torch.float32 if family in zoo.FLOAT32_ONLY else torch.float64
 

@@ -10,7 +10,17 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, cuts_of, dropped_rows, log_sizes, masked, merged_input, tower_output
+from tests.reference import (
+    before_norm,
+    cuts_of,
+    dropped_rows,
+    equals_the_whole,
+    log_sizes,
+    longer,
+    masked,
+    merged_input,
+    tower_output,
+)
 from tests.support import (
     KEYS,
     KINDS,
@@ -109,22 +119,10 @@ def test_cached_decoding_equals_masking_the_whole_sequence(family, method, model
     cuts = cuts_of(engine(model))
     out = generate(model, prompt, tokens=4, suppress_tokens=list(family_of(model).token_ids.values()))
     vtc.unpatch(model)
-    longer = _extended(prompt, out.sequences[:, :-1])
-    extra = out.sequences.shape[1] - 1 - prompt["input_ids"].shape[1]
-    gone, sizes = ({i: torch.nn.functional.pad(t, (0, extra)) for i, t in one.items()} for one in (gone, sizes))
+    gone, sizes = (longer(one, out.sequences.shape[1] - 1) for one in (gone, sizes))
     merged = merged_input(model, cuts, method in MERGING, deepstack=family == "qwen3_vl")
     with masked(model, gone, sizes), tower_output(model, seen), merged:
-        want = logits(model, longer)[:, -1]
-    assert_close("last step", out.logits[-1], want)  # generate() gives float32
-
-
-def _extended(prompt: dict, ids: Tensor) -> dict:
-    extra = ids.shape[1] - prompt["input_ids"].shape[1]
-    out = {**prompt, "input_ids": ids}
-    for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
-        if key in prompt:
-            out[key] = torch.nn.functional.pad(prompt[key], (0, extra), value=int(key == "attention_mask"))
-    return out
+        equals_the_whole(model, prompt, out)
 
 
 @pytest.mark.parametrize(("family", "method"), PAIRS)

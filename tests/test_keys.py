@@ -8,10 +8,9 @@ from transformers import DynamicCache
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, regrouped
-from tests.support import KEYS, KINDS, REFUSED, engine, exact_dtype, generate, logits
+from tests.reference import before_norm, equals_the_whole, regrouped
+from tests.support import KEYS, KINDS, engine, exact_dtype, generate, logits, served
 from tests.test_attend import answers, route  # noqa: F401  # a fixture
-from tests.test_exactness import _extended
 from tests.test_refusals import flash  # noqa: F401  # a fixture
 from tests.tolerances import assert_close
 from vtc.errors import UnsupportedModel
@@ -19,10 +18,7 @@ from vtc.models import family_of
 from vtc.schedule import allot
 
 each = pytest.mark.parametrize("method", KEYS)
-SERVED = [f for f in zoo.NAMES if (f, "act") not in REFUSED]
-families = pytest.mark.parametrize(
-    "family", [f if f in KINDS else pytest.param(f, marks=pytest.mark.slow) for f in SERVED]
-)
+families = served("act")
 
 
 def cuts_of(model) -> dict:
@@ -64,10 +60,7 @@ def test_decoding_on_reduced_keys_equals_the_whole_sequence(family, method, mode
     out = generate(model, prompt, tokens=24, suppress_tokens=list(family_of(model).token_ids.values()))
     vtc.unpatch(model)
     with regrouped(model, cuts):
-        want = logits(model, _extended(prompt, out.sequences[:, :-1]))
-    start = prompt["input_ids"].shape[1] - 1
-    for step, got in enumerate(out.logits):
-        assert_close(f"step {step}", got, want[:, start + step])  # generate() gives float32
+        equals_the_whole(model, prompt, out)
 
 
 @each

@@ -18,9 +18,11 @@ PARTS = {
     "integrations": ("integrations",),
     "eval": ("eval", "training"),
     "weights": ("weights", "checkpoint", "adapter", "peft_adapter", "card", "verification"),
-    "patching": ("patching", "vit", "calibration"),
+    "patching": ("patching", "changes", "vit", "calibration"),
     "engine": (
         "engine",
+        "arguments",
+        "hearing",
         "merging",
         "tower",
         "stages",

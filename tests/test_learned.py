@@ -12,9 +12,10 @@ import vtc
 from tests import zoo
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
+from vtc.changes import LEARNED
 from vtc.errors import BudgetError, VTCError
 from vtc.methods import registry
-from vtc.patching import LEARNED, patch_of
+from vtc.patching import patch_of
 
 LEARNING = tuple(name for name, kind in registry.items() if kind.learns)
 OTHER = {"perceiver": {"depth": 1}, "act_learned": {"width": 8}, "router": {"layer": 2}}  # not the defaults

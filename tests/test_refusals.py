@@ -194,7 +194,7 @@ def test_nothing_big_outlives_the_forward(model_of):
     p = engine(model).current
     assert [c.tokens.features.untyped_storage().nbytes() for c in p.cuts] == [0]
     assert p.layout.entries[0][0].run.arguments["pixel_values"].is_meta
-    assert p.restored is None and not engine(model)._cut_once
+    assert p.restored is None and not engine(model).arguments.cut_once
 
 
 def test_packed_sequences_and_chunked_prefill_raise(model_of):

@@ -11,10 +11,18 @@ from transformers import DynamicCache
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, cuts_of, dropped_rows, log_sizes, masked, merged_input
+from tests.reference import (
+    before_norm,
+    cuts_of,
+    dropped_rows,
+    equals_the_whole,
+    log_sizes,
+    longer,
+    masked,
+    merged_input,
+    restored,
+)
 from tests.support import KINDS, engine, exact_dtype, generate, logits
-from tests.test_exactness import _extended
-from tests.test_routing import longer, restored
 from tests.tolerances import assert_close
 from vtc.errors import BudgetError, UnsupportedModel
 from vtc.eval.cells import build
@@ -70,10 +78,7 @@ def test_decoding_goes_on_as_the_whole_sequence(family, spec, model_of):
     vtc.unpatch(model)
     gone = longer(gone, out.sequences.shape[1] - 1)
     with restored(model, {layer: gone[layer] for layer in method.rest}), masked(model, gone):
-        want = logits(model, _extended(prompt, out.sequences[:, :-1]))
-    start = prompt["input_ids"].shape[1] - 1
-    for step, got in enumerate(out.logits):
-        assert_close(f"step {step}", got, want[:, start + step])
+        equals_the_whole(model, prompt, out)
 
 
 @each

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from functools import partial
-
 import pytest
 import torch
 from transformers import DynamicCache
 
 import vtc
 from tests import zoo
-from tests.reference import before_norm, dropped_rows, masked
-from tests.support import KINDS, REFUSED, SKIPPING, engine, exact_dtype, generate, logits
-from tests.test_exactness import _extended
+from tests.reference import before_norm, dropped_rows, equals_the_whole, longer, masked, restored
+from tests.support import KINDS, SKIPPING, engine, exact_dtype, generate, logits, served
 from tests.tolerances import assert_close
 from vtc.errors import BudgetError
 from vtc.models import family_of
 
 each = pytest.mark.parametrize("method", SKIPPING)
-SERVED = [f for f in zoo.NAMES if (f, "router") not in REFUSED]
-families = pytest.mark.parametrize(
-    "family", [f if f in KINDS else pytest.param(f, marks=pytest.mark.slow) for f in SERVED]
-)
-
-
-@contextmanager
-def restored(model, gone: dict):
-    """The layers of the unpatched model, of which the rows ``gone[i] [B, N]`` leave layer i as they came."""
-    handles = []
-
-    def put_back(drop, layer, args, kwargs, output):
-        came = args[0] if args else kwargs["hidden_states"]
-        out = output[0] if isinstance(output, tuple) else output
-        out = torch.where(drop[..., None], came, out)
-        return (out, *output[1:]) if isinstance(output, tuple) else out
-
-    for index, drop in gone.items():
-        layer = family_of(model).layers[index]
-        handles.append(layer.register_forward_hook(partial(put_back, drop), with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def longer(gone: dict, columns: int) -> dict:
-    """What came later runs in every layer."""
-    return {i: torch.nn.functional.pad(drop, (0, columns - drop.shape[1])) for i, drop in gone.items()}
+families = served("router")
 
 
 @each
@@ -83,10 +50,7 @@ def test_decoding_after_skipping_equals_the_whole_sequence(family, method, model
     vtc.unpatch(model)
     gone = longer(gone, out.sequences.shape[1] - 1)
     with masked(model, gone), restored(model, gone):
-        want = logits(model, _extended(prompt, out.sequences[:, :-1]))
-    start = prompt["input_ids"].shape[1] - 1
-    for step, got in enumerate(out.logits):
-        assert_close(f"step {step}", got, want[:, start + step])  # generate() gives float32
+        equals_the_whole(model, prompt, out)
 
 
 @each

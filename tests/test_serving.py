@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 import vtc
 from tests import zoo
+from tests.reference import dropped_rows, equals_the_whole, longer, masked
 from tests.support import KINDS, PAIRS, SOME_PAIRS, engine, generate, kept, logits, refused
 from tests.tolerances import assert_close
 
@@ -131,24 +132,12 @@ def test_a_sliding_window_past_the_width_coincidence(family, method, model_of):
     prompt = zoo.prompt(model, 2)
     vtc.patch(model, method, budget=0.4)
     cached = generate(model, prompt, tokens=24)
-    ids = cached.sequences
-    assert ids.shape[1] > 40
-    from tests.reference import dropped_rows, masked
-
+    assert cached.sequences.shape[1] > 40
     logits(model, prompt)
     gone = dropped_rows(engine(model))
     vtc.unpatch(model)
-    extra = ids.shape[1] - 1 - prompt["input_ids"].shape[1]
-    gone = {i: torch.nn.functional.pad(d, (0, extra)) for i, d in gone.items()}
-    longer = {**prompt, "input_ids": ids[:, :-1]}
-    for key in ("attention_mask", "token_type_ids"):
-        if key in prompt:
-            longer[key] = torch.nn.functional.pad(prompt[key], (0, extra), value=int(key == "attention_mask"))
-    with masked(model, gone):
-        want = logits(model, longer)
-    start = prompt["input_ids"].shape[1] - 1
-    for step, got in enumerate(cached.logits):
-        assert_close(f"step {step}", got, want[:, start + step])
+    with masked(model, longer(gone, cached.sequences.shape[1] - 1)):
+        equals_the_whole(model, prompt, cached)
 
 
 @pytest.mark.parametrize(("family", "method"), SOME_PAIRS)

@@ -190,7 +190,7 @@ def test_every_slot_is_a_group_of_the_tower(family, budget, model_of):
         assert [len(g[:n].unique()) for g, n in zip(groups, cut.tokens.count, strict=True)] == cut.keep
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "vipllava"])  # it reads layers of fewer merges too
 def test_groups_are_the_tokens_that_are_alike(family, model_of):
     """Tokens of one group enter the decoder with the same embedding; others differ."""
     model = model_of(family, dtype=torch.float64)
@@ -205,8 +205,6 @@ def test_groups_are_the_tokens_that_are_alike(family, model_of):
     tokens = p.cuts[0].tokens
     groups = p.layout.signal(family_of(model), TowerGroups(), torch.device("cpu"))[0]
     features = entering[0][0, tokens.row[0]]
-    if family == "vipllava":  # reads earlier layers too, where fewer tokens had merged
-        features = features[:0]
     for n, value in enumerate(features):
         alike = (features - value).abs().amax(dim=1) < 1e-9
         assert torch.equal(alike, groups == groups[n]), "a token unlike its group, or like another"

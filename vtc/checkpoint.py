@@ -21,11 +21,12 @@ import vtc
 from vtc import folders, peft_adapter
 from vtc.adapter import load_learned, save_learned
 from vtc.card import CARD, write_card
+from vtc.changes import Patch
 from vtc.errors import CheckpointError
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.models.inspection import unwrapped
-from vtc.patching import Patch, patch_of
+from vtc.patching import patch_of
 from vtc.spend import Spend
 from vtc.tokens import Budget
 
@@ -145,7 +146,7 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         "schema_version": SCHEMA,
         **(dict(method=None, options={}) if patch is None else described(patch.method)),
         "budget": None if patch is None else patch.budget.value,
-        "compression": None if compression is None else compression.manifest,
+        "compression": None if compression is None else told(compression.manifest, format),
         "base_model": getattr(plain.config, "_name_or_path", "") or type(plain).__name__,
         "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
@@ -154,6 +155,11 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         **({} if adapter is None else {"adapter": adapter}),
     }
     write_json(folder / CONFIG, config)
+
+
+def told(manifest: dict[str, Any], format: str) -> dict[str, Any]:
+    """What was done to the weights. In full only where ``config.json`` is for other readers: else it holds the rest."""
+    return {"recipe": manifest.get("recipe")} if format == "vtc" else manifest
 
 
 def save_weights(plain: Any, folder: Path, format: str) -> None:

@@ -7,22 +7,23 @@ restored earlier only where something between the layers reads them (DeepStack, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtc.cache import cache_bytes, check_cache, held_rows, row_layer, stored
+from vtc.arguments import Arguments
+from vtc.cache import cache_bytes, check_cache, held_rows, row_layer
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.keys import KeyReducer
 from vtc.listener import PIXELS, Listener
-from vtc.masks import Subset
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.reporting import Report, Stopwatch, summarise
 from vtc.routing import Router
-from vtc.rows import Columns, gather_positions, gather_rows, put_rows, restore_rows
+from vtc.rows import gather_rows, put_rows, restore_rows
 from vtc.signals import RaterAttention, heard_in
 from vtc.spend import Spend
 from vtc.stages import cut_stage, living_tokens, merge_rows, open_pass, regather, text_rows
@@ -34,22 +35,20 @@ REPLAYED = 8  # forwards whose layers a backward pass may still replay (activati
 
 
 class Engine:
-    """Runs one method at one budget on one model. Installs nothing: ``patching.Patch`` does, and undoes it."""
+    """Runs one method at one budget on one model. Installs nothing: ``changes.Patch`` does, and undoes it."""
 
     def __init__(self, family: Family, method: Method, budget: Budget):
         self.family, self.method = family, method
         self.depth = len(family.layers)
         self.stage_at = self._place_stages()
         self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
-        self.listener = Listener(family)
+        self.listener, self.arguments = Listener(family), Arguments(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.paused = False  # leave every forward alone
         self.current: Pass | None = None
         self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
-        self.weighs: set[int] = set()  # decoder layers whose attention takes a Subset for a mask
         self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
-        self._cut_once: dict[tuple, tuple[Any, Any]] = {}
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
 
@@ -99,6 +98,15 @@ class Engine:
     def _router(self) -> Router:
         (first,) = self.stage_at
         return Router(self.method, self.budget, first, self.depth)
+
+    @contextmanager
+    def asking(self, labels: Tensor) -> Iterator[None]:
+        """Prompts of the forwards inside end where ``labels [B, N]`` begin."""
+        before, self.labels = self.labels, labels
+        try:
+            yield
+        finally:
+            self.labels = before
 
     # ------------------------------------------------------------- before and after the model
 
@@ -153,7 +161,8 @@ class Engine:
         """Before another forward: the last one can only be asked for again by a backward pass."""
         if self.current is not None and self.current.grad:
             self.earlier.append(self.current)
-        self.current, self._cut_once = None, {}
+        self.current = None
+        self.arguments.forget()
 
     def _placeholders(self, ids: Tensor) -> dict[str, Tensor]:
         found = {modality: ids == token for modality, token in self.family.token_ids.items()}
@@ -187,7 +196,8 @@ class Engine:
                 f"this forward brought pictures and {self.method.name} did not run in its decoder layers; give the "
                 "prompt as input_ids and call the model itself, not a part of it, or vtc.unpatch(model)"
             )
-        p.restored, self._cut_once = None, {}
+        p.restored = None
+        self.arguments.forget()
         for run in self.listener.runs.values():
             run.used = True
         held = cache_bytes(cache)
@@ -220,7 +230,7 @@ class Engine:
         cache = kwargs.get("past_key_values")
         p = None if self.paused else self._pass_of(index, kwargs.get("position_embeddings"))
         if p is None or not p.ids:
-            return self._on_all_rows(index, states, forward, args, kwargs)
+            return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
         plan = p.plans.get(index)
         if plan is None:
             plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
@@ -230,13 +240,13 @@ class Engine:
             return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
-            return self._on_all_rows(index, states, forward, args, kwargs)
+            return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
         states = self._enter(p, plan, states)
         if rows is plan.runs:
             output = self._on_some_rows(p, rows, index, states, forward, args, kwargs)
         else:
             p.rows_by_layer[index] = states.shape[1]
-            kwargs = self._on_kept_rows(p, rows, index, states, kwargs)
+            kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
             output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
         return self._leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
 
@@ -306,34 +316,6 @@ class Engine:
         p.restored = (full, short)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
-    def _on_kept_rows(self, p: Pass, cut: Rows, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
-        layer = row_layer(kwargs.get("past_key_values"), index)
-        past = 0 if layer is None else layer.logical
-        new = self._once(  # one object for all layers: masks are cut once a forward at decode, too
-            ("columns", id(cut), past),
-            cut,
-            lambda: Columns(cut.rows + past if past else cut.rows, cut.valid, cut.log_size),
-        )
-        mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
-        held = None if layer is None else layer.kept
-
-        def subset() -> Subset:
-            columns = new if layer is None else layer.columns(new, p.batch, cut.rows.device)
-            return Subset(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self._backend())
-
-        if layer is not None:
-            layer.expect(new, p.length)
-        key = ("mask", id(mask), id(cut), id(held), past)
-        return {
-            **kwargs,
-            "attention_mask": self._mask(index, self._once(key, (mask, cut, held), subset)),
-            "position_embeddings": self._once(
-                ("tables", id(tables), id(cut)), (tables, cut), lambda: gather_positions(tables, cut.rows, p.length)
-            ),
-            "position_ids": None,  # gaps would look like packed sequences to flash attention
-        }
-
     def _on_some_rows(
         self,
         p: Pass,
@@ -348,11 +330,11 @@ class Engine:
         short = gather_rows(states, cut.inside)
         p.rows_by_layer[index] = short.shape[1]
         given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
-        kwargs = self._on_kept_rows(p, cut, index, short, kwargs)
+        kwargs = self.arguments.on_rows(p, cut, index, short, kwargs)
         gate, router = None, self.router
         if router is not None and isinstance(cut, Cut) and self.method.learns and torch.is_grad_enabled():
             gate = router.gate(p, cut, index)
-            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self._backend())
+            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self.arguments.backend)
             kwargs["attention_mask"] = gated
         output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
         out = output[0] if isinstance(output, tuple) else output
@@ -374,46 +356,7 @@ class Engine:
     ) -> Any:
         """A layer whose rows are all there and whose keys are reduced inside its attention."""
         layer = row_layer(kwargs.get("past_key_values"), index)
-        mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, self._backend())
+        mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, self.arguments.backend)
         if layer is not None:
             layer.expect(None, p.length)
         return forward(*args, **{**kwargs, "attention_mask": mask})
-
-    def _on_all_rows(self, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """A layer that runs on all rows of this forward, over a cache that may hold fewer columns than it reports."""
-        layer = stored(kwargs.get("past_key_values"), index)
-        if layer is None:
-            return forward(*args, **kwargs)
-        batch, length = states.shape[:2]
-        layer.expect(None, length)
-        if layer.kept is None and layer.tail == layer.logical:
-            return forward(*args, **kwargs)
-        mask, held = kwargs.get("attention_mask"), layer.kept
-        if mask is None and length == 1 and (held is None or (held.valid is None and held.log_size is None)):
-            return forward(*args, **kwargs)
-
-        def subset() -> Subset:
-            rows = torch.arange(length, device=states.device).expand(batch, -1)
-            columns = layer.columns(length, batch, states.device)
-            return Subset(mask, rows, columns, length, layer.logical + length, states.dtype, self._backend())
-
-        key = ("mask", id(mask), id(held and held.index), layer.logical, layer.tail, length)
-        kwargs = {**kwargs, "attention_mask": self._mask(index, self._once(key, (mask, held), subset))}
-        return forward(*args, **kwargs)
-
-    def _mask(self, index: int, subset: Subset) -> Subset | Tensor | None:
-        """The mask of layer ``index``: where sizes matter and its attention is ours, the subset itself, so that no
-        mask need be made."""
-        if not self.family.attends(index):
-            return subset.unsized
-        ours = index in self.weighs and (subset.flash or subset.backend == "sdpa")
-        return subset if ours and subset.columns.log_size is not None else subset.mask
-
-    def _once(self, key: tuple, alive: Any, build: Callable[[], Any]) -> Any:
-        """Masks and tables are cut once a forward; ``alive`` holds the objects behind the ids in ``key``."""
-        if key not in self._cut_once:
-            self._cut_once[key] = (build(), alive)
-        return self._cut_once[key][0]
-
-    def _backend(self) -> str:
-        return self.family.decoder.config._attn_implementation or "eager"

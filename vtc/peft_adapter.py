@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from vtc.adapter import check_fits, read
+from vtc.changes import LEARNED
 from vtc.errors import CheckpointError
 from vtc.models.inspection import unwrapped
-from vtc.patching import LEARNED, patch_of
+from vtc.patching import patch_of
 
 FOLDER = "peft_adapter"
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"  # as PEFT names them

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vtc.changes import ATTRIBUTE, Patch, forget_compiled
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.groups import Groups
 from vtc.merging import MergingBlock, Plan, at_most, towards
@@ -14,7 +15,6 @@ from vtc.methods.base import Method
 from vtc.methods.tome import ToMe
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import blocks_of, hear_keys
-from vtc.patching import ATTRIBUTE, Patch, forget_compiled
 from vtc.tokens import Budget
 
 

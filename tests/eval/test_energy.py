@@ -15,6 +15,7 @@ from vtc.eval.cells import Cell
 from vtc.eval.energy import RAPL
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.measure import entered
+from vtc.eval.turns import Turns
 
 
 @pytest.fixture
@@ -74,11 +75,13 @@ def test_joules_of_a_question(vlm, monkeypatch):
     monkeypatch.setattr(energy, "SECONDS", 0.0)
     enter = {"unpatched": lambda: entered(answerer.model, Cell())}
     monkeypatch.setattr(energy, "meter", lambda device: Counter())
-    assert energy.energy(answerer, enter, asked) == {
+    assert energy.energy(answerer, enter, asked, Turns()) == {
         "unpatched": {"joules": 3.0, "iqr_joules": 0.0, "source": "rapl", "batch": 2}
     }
     monkeypatch.setattr(energy, "meter", lambda device: None)
-    assert energy.energy(answerer, enter, asked) == {"unpatched": {"joules": "unavailable", "source": "unavailable"}}
+    assert energy.energy(answerer, enter, asked, Turns()) == {
+        "unpatched": {"joules": "unavailable", "source": "unavailable"}
+    }
 
 
 def test_nvml_counts_millijoules_of_the_gpu_that_torch_uses(monkeypatch):

@@ -15,6 +15,7 @@ from vtc.eval.cells import Cell, plan
 from vtc.eval.flops import counter
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.measure import cost, entered, everything
+from vtc.eval.turns import Turns
 
 LAYERS, HEADS, WIDTH, FLOAT = 4, 2, 8, 4  # of the tiny model's cache
 
@@ -48,7 +49,7 @@ def test_flops_of_the_whole_forward_hold_the_tower_and_fall_with_the_rows(answer
 
 def test_everything_that_is_measured(answerer, asked):
     cells = plan(["random", "grid"], [4, 0.5])
-    found = everything(answerer, cells, asked, repeats=2, batch=2)
+    found = everything(answerer, cells, asked, repeats=2, batch=2, turns=Turns())
     assert list(found) == [cell.name for cell in cells]
     for name, entry in found.items():
         assert set(entry) == {"cost", "timing", "timing_single", "memory", "energy"}
@@ -61,11 +62,11 @@ def test_everything_that_is_measured(answerer, asked):
             if name == "unpatched":
                 assert part["speedup"] == part["ttft_speedup"] == part["decode_speedup"] == 1.0
     assert vtc.patch_of(answerer.model) is None
-    assert set(everything(answerer, cells, asked, repeats=0, batch=2)["grid@4"]) == {"cost"}
+    assert set(everything(answerer, cells, asked, repeats=0, batch=2, turns=Turns())["grid@4"]) == {"cost"}
 
 
 def test_one_batch_size_is_timed_once(answerer, asked):
-    assert "timing_single" not in everything(answerer, [Cell()], asked, repeats=1, batch=1)["unpatched"]
+    assert "timing_single" not in everything(answerer, [Cell()], asked, repeats=1, batch=1, turns=Turns())["unpatched"]
 
 
 def test_cells_take_turns_with_the_unpatched_model(answerer, asked, monkeypatch):
@@ -79,7 +80,7 @@ def test_cells_take_turns_with_the_unpatched_model(answerer, asked, monkeypatch)
     monkeypatch.setattr(timing, "once", once)
     cells = plan(["random"], [2, 4, 6, 8])
     enter = {cell.name: lambda cell=cell: entered(answerer.model, cell) for cell in cells}
-    found = timing.timing(answerer, enter, asked, repeats=2)
+    found = timing.timing(answerer, enter, asked, repeats=2, turns=Turns())
     one = [text.split()[0] for text in order[: len(order) // 3]]
     assert one.count("base") == 2 and one[0] == one[3] == "base"
     assert order == order[: len(one)] * 3  # a turn to warm up, then two
@@ -106,7 +107,7 @@ def test_resident_peak_sees_what_is_taken_and_nothing_else():
 
 def test_memory_that_cannot_be_read_is_unavailable(answerer, asked, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "PROCESS", tmp_path)
-    found = memory.peak_memory(answerer, {"unpatched": lambda: entered(answerer.model, Cell())}, asked)
+    found = memory.peak_memory(answerer, {"unpatched": lambda: entered(answerer.model, Cell())}, asked, Turns())
     assert found == {"unpatched": {"peak_bytes": "unavailable", "source": "unavailable"}}
 
 

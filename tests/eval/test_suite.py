@@ -22,8 +22,9 @@ def both(vlm, rows, write_rows, tmp_path, monkeypatch):
     """Two benchmarks of one file; runs them into tmp_path/out."""
     monkeypatch.setattr(plots, "available", lambda: False)
     file = write_rows(rows[:6])
-    return lambda: suite.evaluate_all(
-        *vlm, [JSONL(data=file), Other(data=file, limit=3)], ["random", "fastv"], [0.5, 0.25], tmp_path / "out", **QUICK
+    asked = [JSONL(data=file), Other(data=file, limit=3)]
+    return lambda **options: suite.evaluate_all(
+        *vlm, asked, ["random", "fastv"], [0.5, 0.25], tmp_path / "out", **QUICK, **options
     )
 
 
@@ -46,6 +47,19 @@ def test_a_stopped_suite_goes_on(both, tmp_path, monkeypatch):
     asked, real = [], Answerer.replies
     monkeypatch.setattr(Answerer, "replies", lambda self, inputs: asked.append(1) or real(self, inputs))
     assert both()[1].summary == whole and len(asked) == 4 and (tmp_path / "out" / "table.md").exists()
+
+
+def test_starting_over_clears_the_tables_on_top_before_anything_is_asked(both, tmp_path, monkeypatch):
+    both()
+    out = tmp_path / "out"
+    (out / "mine.txt").write_text("not theirs")
+    monkeypatch.setattr(suite, "evaluate", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(pytest.fail.Exception):
+        both()
+    assert (out / "table.md").exists() and (out / "report.html").exists(), "without overwrite they stay"
+    with pytest.raises(pytest.fail.Exception):
+        both(overwrite=True)
+    assert {p.name for p in out.iterdir()} == {".lock", "mine.txt", "jsonl", "other"}
 
 
 def test_every_file_is_known_and_cleared(vlm, rows, write_rows, tmp_path):

@@ -8,28 +8,11 @@ from torch import nn
 
 import vtc
 from tests import zoo
+from tests.weights.runs import distance, logits, prompts
 from vtc.errors import VTCError, WeightsError
 from vtc.weights import activations, grids
 
 torchao = pytest.importorskip("torchao.quantization")
-
-
-@pytest.fixture
-def model():
-    return zoo.build("llava")
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n) for n in (1, 2)]
-
-
-def logits(model):
-    with torch.no_grad():
-        return torch.cat([model(**p).logits[0] for p in prompts(model)])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def linear_and_inputs():

@@ -8,6 +8,7 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.weights.runs import prompts
 from vtc.errors import CheckpointError, WeightsError
 from vtc.weights import hf
 from vtc.weights.codec import CompressedLinear
@@ -17,10 +18,6 @@ from vtc.weights.sharing import BorrowedLinear
 from vtc.weights.walk import Walk
 
 RECIPE = "borrow:share=0.25:rank=4"
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n, seed=n) for n in (1, 2)]
 
 
 def made(recipe=RECIPE, family="llava"):

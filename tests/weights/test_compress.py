@@ -8,28 +8,11 @@ from torch import nn
 
 import vtc
 from tests import zoo
+from tests.weights.runs import distance, logits, prompts
 from vtc.errors import UnknownName, WeightsError
 from vtc.weights import hf
 from vtc.weights.codec import CompressedEmbedding, CompressedLinear
 from vtc.weights.recipe import Recipe
-
-
-@pytest.fixture
-def model():
-    return zoo.build("llava")
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n) for n in (1, 2)]
-
-
-def logits(model):
-    with torch.no_grad():
-        return torch.cat([model(**p).logits[0] for p in prompts(model)])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("recipe", ["rtn:bits=8:group=8", "gptq:bits=8:group=8", "gptq:bits=4:group=8", "sparsegpt"])

@@ -89,12 +89,12 @@ def test_the_same_twice(name):
     assert torch.equal(one.approximation, other.approximation) and one.bytes == other.bytes
 
 
-@pytest.mark.parametrize("name", registry)
-def test_a_flag_that_is_a_word_is_refused(name):
-    flags = [f.name for f in fields(registry[name]) if isinstance(f.default, bool)]
-    for flag in flags:
-        with pytest.raises(WeightsError, match=f"{flag} must be true or false"):
-            registry[name](**{flag: "no"})
+@pytest.mark.parametrize(
+    ("name", "flag"), [(n, f.name) for n in registry for f in fields(registry[n]) if isinstance(f.default, bool)]
+)
+def test_a_flag_that_is_a_word_is_refused(name, flag):
+    with pytest.raises(WeightsError, match=f"{flag} must be true or false"):
+        registry[name](**{flag: "no"})
 
 
 @pytest.mark.parametrize("name", [name for name in FITTED if not registry[name].needs_gram])

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 import vtc
-from tests import zoo
 from tests.eval.tiny import tiny_llava, tiny_processor
+from tests.weights.runs import prompts
 from vtc.cli import app
 from vtc.weights.passes import registry
 
@@ -22,15 +22,6 @@ COMMANDS = [line for language, code in FENCES if not language for line in code.s
 PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 SPANS = [span.replace("\\|", "|") for span in re.findall(r"`([^`\n]+)`", PROSE)]
 RECIPES = sorted({s for s in SPANS if all(part.split(":")[0] in registry for part in s.split("|"))})
-
-
-@pytest.fixture
-def model():
-    return zoo.build("llava")
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n, seed=n) for n in (1, 2)]
 
 
 def test_every_pass_and_named_recipe_is_told():
@@ -51,7 +42,9 @@ def test_every_test_that_is_named_is_there():
 def test_every_function_that_is_named_is_there():
     import importlib
 
-    for span in {s.split("(")[0] for s in SPANS if s.startswith("vtc.weights.") or s.startswith("vtc.save")}:
+    named = {s.split("(")[0] for s in SPANS if s.startswith(("vtc.weights.", "vtc.save"))}
+    assert named
+    for span in named:
         module, _, name = span.rpartition(".")
         try:
             importlib.import_module(span)

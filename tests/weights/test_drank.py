@@ -5,14 +5,11 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.weights.runs import prompts
 from vtc.errors import WeightsError
 from vtc.weights import hf
 from vtc.weights.drank import ranked
 from vtc.weights.recipe import Recipe
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n, seed=n) for n in (1, 2)]
 
 
 def ranks_of(recipe):

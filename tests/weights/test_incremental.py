@@ -6,13 +6,10 @@ from transformers import AutoModelForImageTextToText
 
 import vtc
 from tests import zoo
+from tests.weights.runs import prompts
 from vtc.errors import WeightsError
 from vtc.weights import hf, in_steps, incrementally
 from vtc.weights.codec import CompressedLinear
-
-
-def prompts(model):
-    return [zoo.prompt(model, pictures=n, seed=n) for n in (1, 2)]
 
 
 def test_steps_remove_the_whole_share_and_heal_between():

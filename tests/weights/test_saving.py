@@ -80,7 +80,9 @@ def test_patch_and_weights_come_back_together(tmp_path):
     loaded = vtc.load(tmp_path / "out")
     assert vtc.patch_of(loaded).method.name == "divprune" and torch.equal(logits(loaded, prompt), want)
     assert vtc.report(loaded).pictures == vtc.report(model).pictures
-    assert json.loads((tmp_path / "out" / CONFIG).read_text())["compression"]["recipe"]["passes"][0]["pass"] == "gptq"
+    told, whole = (json.loads((tmp_path / "out" / name).read_text()) for name in (CONFIG, "config.json"))
+    assert told["compression"]["recipe"]["passes"][0]["pass"] == "gptq"
+    assert set(told["compression"]) == {"recipe"} and whole["quantization_config"]["manifest"]["layers"]
     vtc.save(loaded, tmp_path / "again", verify=True)
     assert contents_sha256(tmp_path / "again") == contents_sha256(tmp_path / "out")
 

@@ -41,6 +41,12 @@ def describe(
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a time depends on beside the settings: the computer, its accelerator, the threads of its CPU."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"node": platform.node(), "device": name, "threads": torch.get_num_threads()}
+
+
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer that is saved."""
     digest = hashlib.sha256()

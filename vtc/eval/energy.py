@@ -12,6 +12,7 @@ import torch
 
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.timing import Enter, now, spread
+from vtc.eval.turns import Turns
 
 TURNS = 3
 SECONDS = 1.0  # a reading spans at least this long: counters tick every millisecond (RAPL) to tenth of a second (NVML)
@@ -77,20 +78,22 @@ def meter(device: torch.device) -> Meter | None:
         return None
 
 
-def energy(answerer: Answerer, enter: Enter, asked: list[Asked]) -> dict[str, dict[str, Any]]:
+def energy(answerer: Answerer, enter: Enter, asked: list[Asked], turns: Turns) -> dict[str, dict[str, Any]]:
     """``joules`` a question: a batch is answered again and again for a second, and what the whole device took
     meanwhile is shared out. The median of three turns; ``"unavailable"`` without a counter."""
     gauge = meter(answerer.model.device)
     if gauge is None:
         return {name: {"joules": UNAVAILABLE, "source": UNAVAILABLE} for name in enter}
     inputs = answerer.inputs(asked)
-    seen: dict[str, list[float]] = {name: [] for name in enter}
-    for _ in range(TURNS):
-        for name, cell in enter.items():
-            with cell():
-                seen[name].append(a_question(gauge, answerer, inputs, SECONDS))
+
+    def answered(number: int, name: str) -> dict[str, float]:
+        with enter[name]():
+            return {"joules": a_question(gauge, answerer, inputs, SECONDS)}
+
+    seen = turns.take("energy", enter, TURNS, answered)
+    joules = {name: [turn["joules"] for turn in each] for name, each in seen.items()}
     source = {"source": gauge.name, "batch": len(asked)}
-    return {name: {"joules": median(j), "iqr_joules": spread(j)} | source for name, j in seen.items()}
+    return {name: {"joules": median(each), "iqr_joules": spread(each)} | source for name, each in joules.items()}
 
 
 def a_question(gauge: Meter, answerer: Answerer, inputs: Any, seconds: float) -> float:

@@ -19,7 +19,7 @@ from vtc.eval.ranks import ALONE, World
 
 SYNC_SECONDS = 5.0
 OURS = (
-    *("results*.jsonl", "config.json", "summary.json", "measured.json"),
+    *("results*.jsonl", "config.json", "summary.json", "measured.json*"),
     *("table.*", "report.html", "pareto*.png", "reliability.png", "overlays/*.png"),
     *("robustness.json", "robustness.md", "compare.json"),
 )
@@ -207,8 +207,15 @@ def clear(folder: Path) -> None:
         for path in folder.glob(pattern):
             path.unlink()
     for spoiled in folder.glob("robustness/*/"):
-        handle = lock(spoiled)
-        clear(spoiled)
+        start_over(spoiled)
+
+
+def start_over(folder: Path) -> None:
+    """``clear`` under the folder's lock."""
+    handle = lock(folder)
+    try:
+        clear(folder)
+    finally:
         os.close(handle)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -21,6 +22,7 @@ from vtc.eval.flops import counter
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.memory import peak_memory
 from vtc.eval.timing import timing
+from vtc.eval.turns import Turns
 
 COST_PROBES = 4
 
@@ -48,18 +50,20 @@ def plain(model: Any) -> Iterator[Any]:
 
 
 def everything(
-    answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int, batch: int
+    answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int, batch: int, turns: Turns
 ) -> dict[str, dict[str, Any]]:
     """``cost`` of each cell by name; with ``repeats`` also ``timing`` (a batch of ``batch`` probes), ``timing_single``
     (a batch of one, where ``batch`` is another), ``memory`` and ``energy`` (of that batch)."""
-    model, out = answerer.model, {cell.name: {"cost": cost(answerer, cell, probes[:COST_PROBES])} for cell in cells}
+    named = {cell.name: cell for cell in cells}
+    costs = turns.take("cost", named, 1, lambda _, name: cost(answerer, named[name], probes[:COST_PROBES]))
+    out = {name: {"cost": found[0]} for name, found in costs.items()}
     if not repeats:
         return out
-    enter = {cell.name: lambda cell=cell: entered(model, cell) for cell in cells}
+    enter = {name: partial(entered, answerer.model, cell) for name, cell in named.items()}
     sizes = {"timing": probes[:batch]} | ({"timing_single": probes[:1]} if batch > 1 else {})
-    parts = {key: timing(answerer, enter, asked, repeats) for key, asked in sizes.items()}
-    parts["memory"] = peak_memory(answerer, enter, probes[:batch])
-    parts["energy"] = energy(answerer, enter, probes[:batch])
+    parts = {key: timing(answerer, enter, asked, repeats, turns, key) for key, asked in sizes.items()}
+    parts["memory"] = peak_memory(answerer, enter, probes[:batch], turns)
+    parts["energy"] = energy(answerer, enter, probes[:batch], turns)
     for key, found in parts.items():
         for name, figures in found.items():
             out[name][key] = figures

@@ -13,29 +13,30 @@ import torch
 
 from vtc.eval.generate import Answerer, Asked
 from vtc.eval.timing import DECODED, Enter, spread
+from vtc.eval.turns import Turns
 
 TURNS = 3
 UNAVAILABLE = "unavailable"
 PROCESS = Path("/proc/self")
 
 
-def peak_memory(answerer: Answerer, enter: Enter, asked: list[Asked]) -> dict[str, dict[str, Any]]:
+def peak_memory(answerer: Answerer, enter: Enter, asked: list[Asked], turns: Turns) -> dict[str, dict[str, Any]]:
     """``peak_bytes`` above the model and its inputs while a batch is answered (prefill and ``DECODED`` + 1 tokens), the
     median of three turns after one that is not counted; ``"unavailable"`` where nothing reliable can be read."""
     inputs, device = answerer.inputs(asked), answerer.model.device
     peak = partial(cuda_peak, device=device) if device.type == "cuda" else resident_peak if readable(device) else None
     length = {"min_new_tokens": DECODED + 1, "max_new_tokens": DECODED + 1}
-    seen: dict[str, list[int]] = {name: [] for name in enter}
     if peak is None:
         return {name: {"peak_bytes": UNAVAILABLE, "source": UNAVAILABLE} for name in enter}
-    for turn in range(-1, TURNS):
-        for name, cell in enter.items():
-            with cell():
-                grown = peak(lambda: answerer.generate(inputs, **length))
-            if turn >= 0:
-                seen[name].append(grown)
+
+    def answered(number: int, name: str) -> dict[str, int]:
+        with enter[name]():
+            return {"peak_bytes": peak(lambda: answerer.generate(inputs, **length))}
+
+    seen = turns.take("memory", enter, TURNS, answered, warm_up=1)
+    grown = {name: [turn["peak_bytes"] for turn in each] for name, each in seen.items()}
     source = {"source": "cuda allocator" if device.type == "cuda" else "resident set", "batch": len(asked)}
-    return {name: {"peak_bytes": median(grown), "iqr_bytes": spread(grown)} | source for name, grown in seen.items()}
+    return {name: {"peak_bytes": median(each), "iqr_bytes": spread(each)} | source for name, each in grown.items()}
 
 
 def cuda_peak(run: Callable[[], object], device: torch.device) -> int:

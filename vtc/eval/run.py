@@ -17,13 +17,14 @@ from vtc.eval import lines, measure, outputs
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.buckets import batches
 from vtc.eval.cells import Cell, plan
-from vtc.eval.describe import describe
+from vtc.eval.describe import describe, machine
 from vtc.eval.files import write_json
 from vtc.eval.generate import Answerer
 from vtc.eval.journal import Journal
 from vtc.eval.ranks import ALONE, World
 from vtc.eval.runner import Runner
 from vtc.eval.summary import add_metrics, summarise
+from vtc.eval.turns import Turns
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ def evaluate(
         if not world.first:
             return Results(journal.folder, {}, {})
         open_cells = [cell for cell in cells if cell.name not in journal.closed]
-        measured = measurements(
-            answerer, benchmark, open_cells, journal.folder / "measured.json", repeats, timing_batch
-        )
+        settings = {"repeats": repeats, "batch": timing_batch, "machine": machine(answerer.model.device)}
+        turns = Turns(journal.folder / "measured.jsonl", settings, quiet)
+        measured = measurements(answerer, benchmark, open_cells, repeats, timing_batch, turns)
+        write_json(journal.folder / "measured.json", measured)
         costs = {name: entry["cost"] for name, entry in measured.items()}
         names = [c.name for c in cells]
         summary = summarise(lines.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
@@ -97,16 +99,8 @@ def evaluate(
 
 
 def measurements(
-    answerer: Answerer, benchmark: Benchmark, cells: list[Cell], path: Path, repeats: int, batch: int
+    answerer: Answerer, benchmark: Benchmark, cells: list[Cell], repeats: int, batch: int, turns: Turns
 ) -> dict[str, Any]:
-    """What each cell costs, by name; what ``path`` (``measured.json``) holds already is not measured again."""
-    entries: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    done = [cell for cell in cells if cell.name in entries]
-    if len(done) == len(cells):
-        return entries
+    """What each cell costs, by name, on the first questions that can be asked; nothing where none can."""
     probes = list(islice(outputs.usable(answerer, benchmark), max(measure.COST_PROBES, batch)))
-    if not probes:
-        return {}
-    entries = measure.everything(answerer, cells, probes, repeats, batch)
-    write_json(path, entries)
-    return entries
+    return measure.everything(answerer, cells, probes, repeats, batch, turns) if probes else {}

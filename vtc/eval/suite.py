@@ -13,6 +13,7 @@ from vtc.errors import DataError
 from vtc.eval import html, tables
 from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.files import write_text
+from vtc.eval.journal import start_over
 from vtc.eval.outputs import title, write_report
 from vtc.eval.ranks import ALONE, World
 from vtc.eval.robustness import measure
@@ -51,9 +52,12 @@ def evaluate_all(
     and ``report.html`` over all of them on top. Finished benchmarks are not asked again when an interrupted suite goes
     on. With ``robustness`` each benchmark is asked again under every corruption (nothing is timed there)."""
     options["world"] = world
+    several = len(benchmarks) > 1
+    if several and options.get("overwrite") and world.first and output.exists():
+        start_over(output)
     runs = []
     for benchmark in benchmarks:
-        folder = output if len(benchmarks) == 1 else output / benchmark.name
+        folder = output / benchmark.name if several else output
         runs.append(evaluate(model, processor, benchmark, methods, budgets, folder, **options))
         if robustness:
             untimed = options | {"repeats": 0, "overlays": 0}
@@ -61,7 +65,7 @@ def evaluate_all(
             measure(folder, benchmark, ask, world)
             if world.first:
                 write_report(runs[-1], benchmark.name)
-    if world.first and len(runs) > 1:
+    if world.first and several:
         summaries = {b.name: run.summary for b, run in zip(benchmarks, runs, strict=True)}
         write_text(output / "table.md", markdown(summaries))
         pages = [html.Run(b.name, r.folder, r.summary, r.measured) for b, r in zip(benchmarks, runs, strict=True)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from statistics import median, quantiles
@@ -14,6 +13,7 @@ from transformers import StoppingCriteria
 
 import vtc
 from vtc.eval.generate import Answerer, Asked
+from vtc.eval.turns import Turns
 
 WARM_UP = 1  # turns
 BASE_EVERY = 3  # cells
@@ -22,7 +22,9 @@ DECODED = 8  # tokens after the first
 Enter = Mapping[str, Callable[[], AbstractContextManager[Any]]]
 
 
-def timing(answerer: Answerer, enter: Enter, asked: list[Asked], repeats: int) -> dict[str, dict[str, Any]]:
+def timing(
+    answerer: Answerer, enter: Enter, asked: list[Asked], repeats: int, turns: Turns, part: str = "timing"
+) -> dict[str, dict[str, Any]]:
     """Times of one batch in every cell (``enter``: its name, and what puts the model into it).
 
     Cells take turns, so that a slow moment of the machine hits all alike, and the unpatched model runs again before
@@ -30,19 +32,21 @@ def timing(answerer: Answerer, enter: Enter, asked: list[Asked], repeats: int) -
     time by the cell's; ``*iqr*``: inter-quartile ranges.
     """
     inputs = answerer.inputs(asked)
-    seen: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in enter}
-    for turn in range(-WARM_UP, repeats):
-        base: dict[str, float] = {}
-        for n, (name, cell) in enumerate(enter.items()):
-            if n % BASE_EVERY == 0:
-                base = once(answerer, inputs)
-            with cell() as model:
-                took = once(answerer, inputs) if vtc.patch_of(model) else base
-            if turn >= 0:
-                for key, value in (took | ratios(base, took)).items():
-                    seen[name][key].append(value)
+    base: dict[str, float] = {}
+    last = -1
+
+    def beside_base(number: int, name: str) -> dict[str, float]:
+        nonlocal base, last
+        if number % BASE_EVERY == 0 or number != last + 1:  # a run that goes on starts anywhere
+            base = once(answerer, inputs)
+        last = number
+        with enter[name]() as model:
+            took = once(answerer, inputs) if vtc.patch_of(model) else base
+        return took | ratios(base, took)
+
+    seen = turns.take(part, enter, repeats, beside_base, warm_up=WARM_UP)
     settings = {"batch": len(asked), "repeats": repeats, "warm_up": WARM_UP, "decoded": DECODED}
-    return {name: figures(values) | settings for name, values in seen.items()}
+    return {name: figures({key: [t[key] for t in each] for key in each[0]}) | settings for name, each in seen.items()}
 
 
 def once(answerer: Answerer, inputs: Any) -> dict[str, float]:

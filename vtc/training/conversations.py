@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, Protocol
 
 from vtc.errors import DataError
 from vtc.eval.benchmarks.base import hash_file
-from vtc.eval.benchmarks.jsonl import MAX_IMAGES, MAX_LINE, lines
+from vtc.eval.benchmarks.jsonl import MAX_IMAGES, lines, record
 from vtc.eval.benchmarks.rows import brief
 from vtc.eval.generate import MARK
 from vtc.eval.images import load_any, resolve
@@ -62,7 +61,7 @@ class JSONLines:
         self.rows: list[Conversation] = []
         for number, line in lines(file):
             where = f"{file.name}:{number}"
-            row = conversation(_object(line, where), where)
+            row = conversation(record(line, where, "id, image and messages"), where)
             if not seen.add(row.id):
                 raise DataError(f"{where}: id {row.id!r} was used before; give every conversation its own id")
             for image in row.images:
@@ -207,17 +206,3 @@ def _message(message: Any, where: str) -> tuple[str, str]:
     if role == "assistant" and MARK in said:
         raise DataError(f"{where}: an answer holds {MARK}; pictures stand in what the user says")
     return role, said
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    if len(line) > MAX_LINE:
-        raise DataError(f"{where}: the line is longer than {MAX_LINE:,} bytes; keep pictures in files")
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); write one object a line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}; expected an object with id, image and messages")
-    return row

@@ -139,7 +139,7 @@ def works(kernel: type[Kernel], device: str, dtype: torch.dtype = torch.bfloat16
     tensors = {k: v.to(device) for k, v in {**Ints.pack(codes, 4, mask, layout), "scale": scale}.items()}
     try:
         got = kernel.multiply(x, kernel.pack(term, tensors, out, width), group).float()
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, RuntimeError):
         return False
     want = x.float() @ term.dense(tensors, out, width).float().T
     return bool((got - want).norm() <= 0.01 * want.norm())

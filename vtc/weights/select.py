@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from vtc.changes import LEARNED
 from vtc.errors import WeightsError
 from vtc.models.base import Family
-from vtc.patching import LEARNED
 from vtc.weights.sharing import BorrowedLinear
 
 PARTS = ("decoder", "tower", "projector", "lm_head", "embeddings")

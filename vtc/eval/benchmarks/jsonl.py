@@ -83,8 +83,9 @@ def lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{file} cannot be read ({error.strerror}); give an existing jsonl file") from None
 
 
-def parse(line: bytes, where: str) -> Sample:
-    """One line as a sample; raises ``DataError`` with the place and the remedy."""
+def record(line: bytes, where: str, holds: str) -> dict[str, Any]:
+    """One line as the object it is, which should hold the keys ``holds``; raises ``DataError`` with the place and the
+    remedy."""
     if len(line) > MAX_LINE:
         raise DataError(
             f"{where}: the line is longer than {MAX_LINE:,} bytes; keep pictures in files and name their paths"
@@ -96,7 +97,13 @@ def parse(line: bytes, where: str) -> Sample:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); write one object a line") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}; expected an object with id, image, question, answer")
+        raise DataError(f"{where}: a {type(row).__name__}; expected an object with {holds}")
+    return row
+
+
+def parse(line: bytes, where: str) -> Sample:
+    """One line as a sample; raises ``DataError`` with the place and the remedy."""
+    row = record(line, where, "id, image, question, answer")
     identity = row.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
         raise DataError(f"{where}: id is {identity!r:.80}; give every question a text or a whole number as id")

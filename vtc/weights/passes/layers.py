@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.changes import Patch
 from vtc.errors import UnsupportedModel, WeightsError
 from vtc.models import family_of
-from vtc.patching import Patch, patch_of
+from vtc.patching import patch_of
 from vtc.weights.edits import Edits
 from vtc.weights.passes import register
 from vtc.weights.passes._structure import Scope, StructuredPass
