@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtc.weights.plan import Plan
+from vtc.weights.plan_check import Check
 
 
-def table(plan: Plan) -> str:
-    """Markdown: a row a layer, a column a candidate (its foreseen divergence in nats), the chosen one in bold."""
+def table(plan: Plan, check: Check | None = None) -> str:
+    """Markdown: what ``check`` measured; a row a layer, a column a candidate (its foreseen divergence in nats), the
+    chosen one in bold."""
     texts = list(dict.fromkeys(t.passes for t in plan.trials))
     found = {(t.layer, t.passes): t for t in plan.trials}
     lines = [
         f"{plan.bits:.2f} bits a weight, {plan.bytes:,} bytes in all; {plan.damage:.3g} nats foreseen.",
         "",
+        *([str(check), ""] if check else []),
         f"| layer | {' | '.join(texts)} |",
         f"|---|{'---:|' * len(texts)}",
     ]
