@@ -100,7 +100,7 @@ class Pass:
         raise NotImplementedError
 
 
-def check_bits(bits: int, allowed: tuple[int, ...] = tuple(range(2, 9))) -> None:
+def check_bits(bits: int, allowed: tuple[int, ...] = (2, 3, 4, 8)) -> None:
     if bits not in allowed:
         raise WeightsError(f"bits must be one of {', '.join(map(str, allowed))}, not {bits!r}")
 
