@@ -120,9 +120,11 @@ class Bench:
             given = json.loads(recipe) if recipe.startswith("{") else recipe
             vtc.compress(model, given, self.calibration, progress=False)
         seconds = time.perf_counter() - started
-        probe = Probe(model, self.heldout)
-        probe.want = self.probe.want
-        found = {"seconds": seconds, "accuracy": self.accuracy(model), "divergence": probe.now()}
+        found = {
+            "seconds": seconds,
+            "accuracy": self.accuracy(model),
+            "divergence": self.probe.divergence(model),
+        }
         with vtc.patched(model, vtc.methods.registry[TOKENS[0]](share=True), budget=TOKENS[1]):
             found["patched"] = self.accuracy(model)
         return found | self.sizes(model) | self.times(model)

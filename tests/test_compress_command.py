@@ -90,7 +90,7 @@ def test_help_teaches():
     assert "vtc compress ./my-vlm --recipe int4 --calibration scenes:dev" in text and "GPTQ" in text
 
 
-TARGETED = ["--calibration", "scenes:dev", "--examples", 4, "--batch-size", 2]
+TARGETED = ["--calibration", "scenes:dev", "--examples", 6, "--batch-size", 2]
 CANDIDATES = ["--candidates", "gptq:bits=2:group=8,gptq:bits=4:group=8,gptq:bits=8:group=8"]
 
 
@@ -101,7 +101,9 @@ def test_a_target_gives_each_layer_its_own(plain, tmp_path):
     assert plan["bits"] <= 6.5 and len(set(plan["chosen"].values())) > 1
     told = hf.config_of(vtc.load(tmp_path / "out")).manifest["layers"]
     assert sum(layer["bytes"] for layer in told.values()) == plan["bytes"]
-    assert "| layer |" in (tmp_path / "out" / "plan.md").read_text() and (tmp_path / "out" / "plan.png").exists()
+    assert plan["check"]["prompts"] == 2 and plan["check"]["passes"] == "gptq:bits=2:group=8"
+    told = (tmp_path / "out" / "plan.md").read_text()
+    assert "| layer |" in told and "On 2 other prompts" in told and (tmp_path / "out" / "plan.png").exists()
 
 
 def test_a_target_is_the_size_of_all_weights(plain, tmp_path):

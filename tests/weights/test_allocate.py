@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtc.errors import WeightsError
-from vtc.weights.allocate import exact, lagrangian, solve
+from vtc.weights.allocate import exact, lagrangian, lagrangian_bound, solve
 
 
 def best(damage, cost, limit):
@@ -32,8 +32,17 @@ def test_as_good_as_trying_everything(seed, layers, candidates, share):
     rows = np.arange(layers)
     assert cost[rows, found].sum() <= limit + 1e-9
     assert damage[rows, found].sum() <= best(damage, cost, limit + 1e-9) * (1 + 2e-4) + 1e-12
+    assert lagrangian_bound(damage, cost, limit) <= best(damage, cost, limit + 1e-9) * (1 + 1e-9)
     bisected = lagrangian(damage, cost, limit)
     assert cost[rows, bisected].sum() <= limit + 1e-9
+
+
+def test_the_bound_is_close_where_layers_are_many():
+    rng = np.random.default_rng(0)
+    damage, cost = rng.exponential(size=(200, 6)), rng.uniform(1, 10, (200, 6))
+    bound = lagrangian_bound(damage, cost, 500.0)
+    found = solve(damage, cost, 500.0)
+    assert 0 < bound <= damage[range(200), found].sum() <= 1.01 * bound
 
 
 def test_a_candidate_that_is_not_there_is_never_chosen():

@@ -105,7 +105,7 @@ def test_an_error_midway_leaves_the_model_as_it_was(model):
 @pytest.mark.parametrize(
     "recipe, match",
     [
-        ("gptq:bits=5", "bits must be"),
+        ("gptq:bits=9", "bits must be"),
         ("gptq:bit=4", "did you mean 'bits'"),
         ("gptq:bits", "option=value"),
         ("gptq:group=-1", "group must be"),

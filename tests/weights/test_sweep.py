@@ -87,3 +87,11 @@ def test_a_pattern_after_pruning_brings_nothing_back(bits):
     if bits:
         stored = got.scale * (got.codes - got.zero) * got.mask
         assert torch.equal(stored, got.values)
+
+
+def test_every_width_is_stored_in_its_bits_and_nearer_than_the_one_before():
+    done = [registry["gptq"](bits=bits).fit(layer()) for bits in range(2, 9)]
+    sizes = [8 * each.all_parts[0][1]["codes"].numel() for each in done]
+    assert sizes == [bits * layer().weight.numel() for bits in range(2, 9)]
+    errors = [each.error for each in done]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3 * errors[0]

@@ -26,7 +26,7 @@ def compress(
     target_bits: Annotated[float, typer.Option(help="The same as bits a weight on average, like 3.5.")] = 0.0,
     candidates: Annotated[
         str, typer.Option(help="What a target chooses from, comma separated.")
-    ] = "gptq:bits=2,gptq:bits=3,gptq:bits=4,gptq:bits=8",
+    ] = "gptq:bits=2,gptq:bits=3,gptq:bits=4,gptq:bits=5,gptq:bits=6,gptq:bits=8",
     data_dir: DataDir = None,
     method: Annotated[str, typer.Option(help="Compress under this token method, which is saved too.")] = "",
     budget: Annotated[str, typer.Option(help="Its tokens a picture (64) or share (25%).")] = "",
@@ -69,11 +69,11 @@ def compress(
 
         vtc compress ./my-vlm --recipe int8 --keep-original --output ./small    # then: vtc restore ./small ./again
 
-        vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev --examples 128 --output ./planned
+        vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev --examples 512 --output ./planned
 
-    With a target every candidate is tried on every layer, alone: half of the examples fit it, the others say what it
-    does to the next token. plan.md, plan.json and plan.png show what was chosen and why. Minutes on a small model,
-    hours on 7B.
+    With a target a quarter of the examples fit every candidate on every layer, half say what its errors would do to the
+    next token, and a quarter compare the plan with one candidate for all layers. Give hundreds. plan.md, plan.json and
+    plan.png show what was chosen and why. Minutes on a small model, hours on 7B.
 
     Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). Bits count
     scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
@@ -110,15 +110,16 @@ def compress(
 
         vtc.patch(vlm, patch[0], budget=patch[1])
     prompts = None if source is None else batches(vlm, processor, source, samples, batch_size)
-    plan = None
+    plan = checked = None
     if prompts and (size or target_bits):
-        plan = planned(vlm, prompts, candidates, target_bits, size)
+        plan, checked = planned(vlm, prompts, candidates, target_bits, size)
         chosen = plan.recipe(chosen)
+        typer.echo(checked)
     run(vlm, chosen, calibration=prompts)
     show(vlm)
     save(vlm, output, processor, format=format, verify=verify, keep_original=model if keep_original else None)
     if plan is not None:
-        write_plan(plan, output)
+        write_plan(plan, checked, output)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     typer.echo(f"{output}: {size:,} bytes of weights, format {format}")
 
@@ -136,33 +137,40 @@ def parse_size(text: str) -> float:
         raise VTCError(f"size {text!r} is not a number of bytes; write it like 900MB or 2.5GB") from None
 
 
-def planned(model: Any, prompts: list[Any], candidates: str, bits: float, size: float) -> Any:
-    """The plan whose weights take ``bits`` a weight, or with all other tensors ``size`` bytes."""
+def planned(model: Any, prompts: list[Any], candidates: str, bits: float, size: float) -> tuple[Any, Any]:
+    """The plan whose weights take ``bits`` a weight, or with all other tensors ``size`` bytes, and its check."""
     from vtc.weights.plan import allocate, trials
+    from vtc.weights.plan_check import check
 
-    half = len(prompts) // 2
-    if not half:
-        raise VTCError("a target needs two batches of prompts, to fit and to compare; give more --examples")
-    texts = [text.strip() for text in candidates.split(",") if text.strip()]
-    tried = trials(model, prompts[:half], prompts[half:], texts)
-    if bits:
-        return allocate(tried, bits=bits)
+    if len(prompts) < 3:
+        raise VTCError("a target needs three batches of prompts: to fit, to foresee, to compare; give more --examples")
+    part = max(1, len(prompts) // 4)
+    fit, foresee, compare = prompts[:part], prompts[part:-part], prompts[-part:]
+    tried = trials(model, fit, foresee, [text.strip() for text in candidates.split(",") if text.strip()])
+    plan = allocate(tried, bits=bits) if bits else allocate(tried, limit=size - beside(model, tried))
+    return plan, check(model, plan, fit, compare)
+
+
+def beside(model: Any, tried: list[Any]) -> int:
+    """Bytes of the tensors that no trial is about."""
     tensors = {t.data_ptr(): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     names = {trial.layer for trial in tried}
     planned_for = sum(
         model.get_submodule(n).weight.numel() * model.get_submodule(n).weight.element_size() for n in names
     )
-    return allocate(tried, limit=size - (sum(tensors.values()) - planned_for))
+    return sum(tensors.values()) - planned_for
 
 
-def write_plan(plan: Any, folder: Path) -> None:
+def write_plan(plan: Any, checked: Any, folder: Path) -> None:
     """plan.md, plan.json and, where matplotlib is, plan.png."""
+    import dataclasses
+
     from vtc.eval import plots
     from vtc.eval.files import write_atomic, write_json, write_text
     from vtc.weights import plan_report
 
-    write_text(folder / "plan.md", plan_report.table(plan))
-    write_json(folder / "plan.json", plan.written())
+    write_text(folder / "plan.md", plan_report.table(plan, checked))
+    write_json(folder / "plan.json", plan.written() | {"check": dataclasses.asdict(checked)})
     if plots.available():
         write_atomic(folder / "plan.png", lambda path: plan_report.plot(plan, path))
 

@@ -64,6 +64,22 @@ def lagrangian(damage: Floats, cost: Floats, limit: float) -> NDArray[np.intp]:
     return _spend(damage, cost, limit, found)
 
 
+def lagrangian_bound(damage: Floats, cost: Floats, limit: float) -> float:
+    """What no choice within the limit can be below: the largest, over prices, of the least ``damage + price * cost`` of
+    each layer, less what the limit is worth."""
+    from scipy.optimize import minimize_scalar
+
+    def below(log_price: float) -> float:
+        price = float(np.exp(log_price))
+        with np.errstate(invalid="ignore"):
+            priced = np.where(np.isfinite(damage) & np.isfinite(cost), damage + price * cost, np.inf)
+        return float(priced.min(1).sum() - price * limit)
+
+    unit = np.log(damage[np.isfinite(damage)].max() / cost[np.isfinite(cost)].mean())
+    found = minimize_scalar(lambda at: -below(at), bounds=(unit - 40, unit + 10), method="bounded")
+    return max(below(found.x), float(damage.min(1).sum()))
+
+
 def _spend(damage: Floats, cost: Floats, limit: float, found: NDArray[np.intp]) -> NDArray[np.intp]:
     rows = np.arange(len(damage))
     while True:

@@ -1,8 +1,8 @@
-"""Which passes each layer should get for a size: candidates tried one layer at a time, then allocated.
+"""Which passes each layer should get for a size: candidates fitted one layer at a time, then allocated.
 
-The damage of a candidate is what it alone does to the next token's distribution on held-out prompts (Kullback-Leibler
-divergence, nats); those add up well enough to allocate by. Only candidates that no other beats in both size and output
-error are tried.
+The damage of a candidate is what its errors do to the next token on other prompts (Kullback-Leibler divergence, nats),
+as the gradients foresee it (``vtc.weights.sensitivity``). It is not measured: on a few dozen prompts the divergence of
+one candidate hangs on two or three of them, and an allocation picks what those happened not to show.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from vtc.calibration import divergence
 from vtc.errors import WeightsError
 from vtc.models import family_of
-from vtc.weights import hf
 from vtc.weights.allocate import SECONDS, solve
 from vtc.weights.balance import weigher
 from vtc.weights.compress import fitted, in_order, standing_in
 from vtc.weights.recipe import Recipe, chain
 from vtc.weights.select import layers_of
+from vtc.weights.sensitivity import doubtful, sensitivities
 from vtc.weights.walk import Example, Walk
 
-CANDIDATES = tuple(f"gptq:bits={bits}" for bits in (2, 3, 4, 8))
+CANDIDATES = tuple(f"gptq:bits={bits}" for bits in (2, 3, 4, 5, 6, 8))
 COSTS = ("bytes", "flops", "ms")
 ROWS = 64  # of the inputs that a layer is timed with
 
@@ -34,7 +34,7 @@ ROWS = 64  # of the inputs that a layer is timed with
 @dataclass(frozen=True)
 class Trial:
     """One candidate for one layer. weights: how many; bytes stored; flops of a token; ms of 64 rows (None: not timed);
-    error: relative output error; divergence in nats (None: another is smaller and nearer)."""
+    error: relative output error; divergence: foreseen, in nats."""
 
     layer: str
     passes: str
@@ -42,11 +42,10 @@ class Trial:
     bytes: int
     flops: int
     error: float
-    divergence: float | None = None
+    divergence: float
     ms: float | None = None
 
 
-@torch.no_grad()
 def trials(
     model: nn.Module,
     calibration: Iterable[Example],
@@ -58,7 +57,8 @@ def trials(
 ) -> list[Trial]:
     """Every candidate on every layer that ``recipe`` includes (its passes are not used). The model is left as it was.
 
-    calibration, heldout: prompts with pictures, as the processor makes them, none in both.
+    calibration, heldout: prompts with pictures, as the processor makes them, none in both. Few dozen are enough to fit
+    candidates; what they cost is said by the prompts on which the model is in doubt, so ``heldout`` should be hundreds.
     """
     from tqdm import tqdm
 
@@ -68,25 +68,23 @@ def trials(
         raise WeightsError("give at least two candidates to choose from, like gptq:bits=4 and gptq:bits=3")
     family = family_of(model)
     layers = layers_of(model, family, recipe.include, recipe.skip)
-    walk, probe = Walk(model, calibration), Probe(model, heldout)
+    walk, other, prompts = Walk(model, calibration), *doubtful(Walk(model, heldout))
     weigh = weigher(recipe.buckets, walk)
     found: list[Trial] = []
     with tqdm(total=len(layers), desc="trying", unit="layer", disable=not progress) as bar:
         for block, inside in in_order(model, family, layers):
-            seen = walk.see(block, inside)
+            seen, felt = (walk.see(block, inside), sensitivities(other, inside)) if inside else ({}, {})
             for name, layer in inside.items():
                 gram = weigh(block, seen[name])
-                fits = [fitted(name, layer, gram, passes) for passes in chains.values()]
-                worth = front([fit.bytes for fit in fits], [fit.error for fit in fits])
-                for n, (text, fit) in enumerate(zip(chains, fits, strict=True)):
-                    module = standing_in(layer, fit)
-                    damage = probe.damage(name, module) if n in worth else None
-                    ms = time_of(module, layer) if timed else None
+                for text, passes in chains.items():
+                    fit = fitted(name, layer, gram, passes)
+                    damage = felt[name].divergence(fit.rest) / prompts
+                    ms = time_of(standing_in(layer, fit), layer) if timed else None
                     found.append(Trial(name, text, layer.weight.numel(), fit.bytes, fit.flops, fit.error, damage, ms))
                 bar.update()
             if isinstance(block, int):
                 walk.step(block)
-                probe.walk.step(block)
+                other.step(block)
     return found
 
 
@@ -94,40 +92,23 @@ class Probe:
     """Held-out prompts and what the model says next on them."""
 
     def __init__(self, model: nn.Module, heldout: Iterable[Example]):
-        self.model, self.walk = model, Walk(model, heldout)
-        self.want = [next_token(output) for output in self.walk.finish()]
+        self.heldout = list(heldout)
+        self.want = self.says(model)
 
-    def damage(self, name: str, module: nn.Module) -> float:
-        """Mean divergence of the next token with ``module`` where the layer ``name`` is, in nats."""
-        original = self.model.get_submodule(name)
-        hf.replace_module(self.model, name, module)
-        try:
-            return self.now()
-        finally:
-            hf.replace_module(self.model, name, original)
+    def says(self, model: nn.Module) -> list[Tensor]:
+        """``[B, V]`` of each batch: log-probabilities of the next token, float32."""
+        return [out.logits[:, -1].float().log_softmax(dim=-1) for out in Walk(model, self.heldout).finish()]
 
-    def now(self) -> float:
-        """Mean divergence of the next token from what the model said at first, in nats."""
-        got = [next_token(output) for output in self.walk.finish()]
-        return float(torch.cat([divergence(*pair) for pair in zip(self.want, got, strict=True)]).mean())
+    def each(self, model: nn.Module) -> Tensor:
+        """``[N]``: the divergence of the next token after each prompt from what the first model said, in nats."""
+        return torch.cat([divergence(*pair) for pair in zip(self.want, self.says(model), strict=True)])
+
+    def divergence(self, model: nn.Module) -> float:
+        """Its mean."""
+        return float(self.each(model).mean())
 
 
-def next_token(output: Any) -> Tensor:
-    """``[B, V]``: log-probabilities after the last row, float32."""
-    return output.logits[:, -1].float().log_softmax(dim=-1)
-
-
-def front(bytes: Sequence[int], error: Sequence[float]) -> set[int]:
-    """The candidates that no other matches in both bytes and error."""
-    order = sorted(range(len(bytes)), key=lambda n: (bytes[n], error[n]))
-    kept, best = set(), float("inf")
-    for n in order:
-        if error[n] < best:
-            kept.add(n)
-            best = error[n]
-    return kept
-
-
+@torch.no_grad()
 def time_of(module: nn.Module, layer: Any, repeats: int = 9) -> float:
     """Median milliseconds of ``module`` on 64 rows of inputs."""
     from time import perf_counter
@@ -150,7 +131,7 @@ def _wait(x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What each layer gets, by ``limit`` of ``cost``. damage: divergences of the chosen, as if they added up (nats)."""
+    """What each layer gets, by ``limit`` of ``cost``. damage: divergences of the chosen, added up (nats)."""
 
     chosen: dict[str, str]
     trials: tuple[Trial, ...]
@@ -171,7 +152,7 @@ class Plan:
 
     @property
     def damage(self) -> float:
-        return sum(t.divergence or 0.0 for t in self.picked)
+        return sum(t.divergence for t in self.picked)
 
     def recipe(self, like: Any = "int4") -> Recipe:
         """To hand to ``vtc.compress``; buckets, parts and skipped layers as in ``like``."""
@@ -201,8 +182,8 @@ def allocate(
     seconds: float = SECONDS,
 ) -> Plan:
     """The candidates with the least total damage that keep to ``bits`` a weight on average, or to ``limit`` in all of
-    ``cost`` ("bytes" stored, "flops" of a token, "ms"). by: "divergence" as measured, or "error" (the layer's relative
-    output error, which costs no forward and says less). Raises ``WeightsError`` where nothing is small enough."""
+    ``cost`` ("bytes" stored, "flops" of a token, "ms"). by: "divergence" as foreseen, or "error" (the layer's relative
+    output error, which says less). Raises ``WeightsError`` where nothing is small enough."""
     if cost not in COSTS or by not in ("divergence", "error"):
         raise WeightsError(f'cost is one of {", ".join(COSTS)} and by "divergence" or "error", not {cost!r} and {by!r}')
     if (bits is None) == (limit is None) or (bits is not None and cost != "bytes"):
@@ -212,9 +193,8 @@ def allocate(
     weights = {t.layer: t.weights for t in trials}
     for t in trials:
         at = layers.index(t.layer), texts.index(t.passes)
-        value = t.divergence if by == "divergence" else t.error
         price[at] = np.inf if getattr(t, cost) is None else getattr(t, cost)
-        damage[at] = np.inf if value is None else max(value, 0.0)
+        damage[at] = getattr(t, by)
     limit = bits * sum(weights.values()) / 8 if bits is not None else float(limit)  # type: ignore[arg-type]
     choice = solve(damage, price, limit, seconds)
     return Plan({layer: texts[c] for layer, c in zip(layers, choice, strict=True)}, tuple(trials), cost, limit)

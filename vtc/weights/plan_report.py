@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from vtc.weights.plan import Plan
+from vtc.weights.plan_check import Check
 
 
-def table(plan: Plan) -> str:
-    """Markdown: a row a layer, a column a candidate (divergence in nats, "-" where another is smaller and nearer), the
+def table(plan: Plan, check: Check | None = None) -> str:
+    """Markdown: what ``check`` measured; a row a layer, a column a candidate (its foreseen divergence in nats), the
     chosen one in bold."""
     texts = list(dict.fromkeys(t.passes for t in plan.trials))
     found = {(t.layer, t.passes): t for t in plan.trials}
     lines = [
-        f"{plan.bits:.2f} bits a weight, {plan.bytes:,} bytes in all; {plan.damage:.3g} nats if they add up.",
+        f"{plan.bits:.2f} bits a weight, {plan.bytes:,} bytes in all; {plan.damage:.3g} nats foreseen.",
         "",
+        *([str(check), ""] if check else []),
         f"| layer | {' | '.join(texts)} |",
         f"|---|{'---:|' * len(texts)}",
     ]
@@ -22,7 +24,7 @@ def table(plan: Plan) -> str:
         cells = []
         for text in texts:
             trial = found.get((layer, text))
-            value = "-" if trial is None or trial.divergence is None else f"{trial.divergence:.2e}"
+            value = "-" if trial is None else f"{trial.divergence:.2e}"
             cells.append(f"**{value}**" if plan.chosen[layer] == text else value)
         lines.append(f"| {layer} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -40,9 +42,7 @@ def plot(plan: Plan, path: str | Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for text in texts:
-        points = {
-            t.layer: max(t.divergence, least) for t in plan.trials if t.passes == text and t.divergence is not None
-        }
+        points = {t.layer: max(t.divergence, least) for t in plan.trials if t.passes == text}
         at = [n for n, layer in enumerate(layers) if layer in points]
         (line,) = axes.plot(at, [points[layers[n]] for n in at], ".-", linewidth=0.8, markersize=3, label=text)
         chosen = [n for n in at if plan.chosen[layers[n]] == text]
@@ -51,7 +51,7 @@ def plot(plan: Plan, path: str | Path) -> None:
     step = max(1, len(layers) // 60)
     axes.set_xticks(range(0, len(layers), step), short[::step], rotation=90, fontsize=6)
     axes.set_yscale("log")
-    axes.set_ylabel("divergence of the next token (nats)")
+    axes.set_ylabel("foreseen divergence of the next token (nats)")
     axes.set_title(f"each candidate alone; large dots: chosen ({plan.bits:.2f} bits a weight)")
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)

@@ -80,9 +80,9 @@ class Walk:
         self.outputs = [self._run(n, block) for n in range(len(self.examples))]
         self.done = block + 1
 
-    def forward(self, n: int) -> None:
-        """Run example ``n`` to the end."""
-        self._run(n, None)
+    def forward(self, n: int) -> Any:
+        """Run example ``n`` to the end; the model's output."""
+        return self._run(n, None)
 
     def _run(self, n: int, block: int | None) -> Any:
         """Run example ``n`` until ``block`` has run (None: to the end); its output."""

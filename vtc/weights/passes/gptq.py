@@ -28,7 +28,7 @@ class GPTQ(Pass):
     name = "gptq"
 
     def __post_init__(self) -> None:
-        check_bits(self.bits)
+        check_bits(self.bits, tuple(range(2, 9)))
         check_group(self.group)
         check_flag("symmetric", self.symmetric)
 
