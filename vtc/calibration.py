@@ -41,10 +41,8 @@ def calibrate(
     them); narrow: candidates for its width; rest: layers in which tokens may rest (default: all). No second cut and no
     rest are candidates too.
 
-    First the second cut is chosen. Then layers are ranked by how little it costs to let tokens rest in one of them, and
-    the closest of the first one, two, three, ... of that order is taken; then the width anew. The budget should be the
-    lowest that matters: what is right there is right above. Raises ``ValueError`` without prompts, where one is padded
-    on the right, or when the model is patched already.
+    The budget should be the lowest that matters: what is right there is right above. Raises ``ValueError`` without
+    prompts, where one is padded on the right, or when the model is patched already.
     """
     from tqdm import tqdm
 
@@ -55,38 +53,73 @@ def calibrate(
         raise ValueError("this model is patched, and calibrate compares with the unpatched one; call vtc.unpatch first")
     family = family_of(model)
     depth = len(family.layers)
-    want = [next_token(model, prompt) for prompt in prompts]
-    found: dict[Adaptive, float] = {}  # divergence of what has been tried
+    if family.hybrid:
+        return Adaptive(layer=None)
     with tqdm(desc="calibrating", unit="try", disable=not progress) as bar:
-
-        def distance(method: Adaptive) -> float:
-            if method not in found:
-                found[method] = _distance(model, method, budget, prompts, want)
-                bar.update()
-            return found[method]
-
-        start = Adaptive(layer=None)
-        if family.hybrid:
-            return start
-        layers = spread(depth) if layers is None else layers
-        best = min([start, *(Adaptive(layer=at, narrow=n) for at in layers for n in narrow)], key=distance)
-        can = [layer for layer in (range(depth) if rest is None else rest) if layer != best.layer]
-        order = sorted(can, key=lambda layer: distance(replace(best, rest=(layer,))))
-        resting = [replace(best, rest=tuple(sorted(order[:count]))) for count in range(1, len(order) + 1)]
-        best = min([best, *resting[: depth - 1]], key=distance)  # in some layer they have to run
-        return min([best, *(replace(best, narrow=n) for n in narrow if best.layer is not None)], key=distance)
+        tries = Tries(model, prompts, budget, bar)
+        plain = Adaptive(layer=None)
+        cuts = [Adaptive(layer=at, narrow=n) for at in (spread(depth) if layers is None else layers) for n in narrow]
+        alone = min([plain, *cuts], key=tries.distance)
+        best = with_rest(tries, [plain, *cuts], range(depth) if rest is None else rest, depth)
+        return best if best is not None and tries.clearly_closer(best, alone) else alone
 
 
-def _distance(
-    model: nn.Module, method: Adaptive, budget: int | float | Budget, prompts: list[dict[str, Any]], want: list[Tensor]
-) -> float:
-    """The mean divergence under ``method``; infinite where its first layers cost more than the budget."""
-    with patched(model, method, budget=budget):
-        try:
-            got = [next_token(model, prompt) for prompt in prompts]
-        except BudgetError:
-            return math.inf
-    return float(torch.cat([divergence(*pair) for pair in zip(want, got, strict=True)]).mean())
+def with_rest(tries: Tries, cuts: list[Adaptive], layers: Iterable[int], depth: int) -> Adaptive | None:
+    """The closest of ``cuts`` with some of ``layers`` resting; None where nothing can rest.
+
+    Layers are ranked by what it costs to let all tokens rest in one of them. With the first quarter and the first half
+    of that order resting, the closest cut of middle width is found; then how many rest, and the width anew.
+    """
+    if depth < 2:
+        return None
+    whole = 1 - 1 / depth  # all tokens in all layers but one
+    order = sorted(layers, key=lambda layer: tries.distance(Adaptive(layer=None, rest=(layer,)), whole))
+
+    def resting(cut: Adaptive, counts: Iterable[int]) -> list[Adaptive]:
+        free = [layer for layer in order if layer != cut.layer]
+        return [replace(cut, rest=tuple(sorted(free[:n]))) for n in counts if 0 < n <= min(len(free), depth - 1)]
+
+    widths = sorted({cut.narrow for cut in cuts if cut.layer is not None})
+    middle = [cut for cut in cuts if cut.layer is None or cut.narrow == widths[len(widths) // 2]]
+    some = [method for cut in middle for method in resting(cut, sorted({1, depth // 4, depth // 2}))]
+    if not some:
+        return None
+    best = min(some, key=tries.distance)
+    best = min(resting(best, range(1, depth)), key=tries.distance)
+    return min([best, *(replace(best, narrow=n) for n in widths if best.layer is not None)], key=tries.distance)
+
+
+class Tries:
+    """How far the answers to ``prompts`` move under a method, each tried once."""
+
+    def __init__(self, model: nn.Module, prompts: list[dict[str, Any]], budget: int | float | Budget, bar: Any):
+        self.model, self.prompts, self.budget, self.bar = model, prompts, budget, bar
+        self.want = [next_token(model, prompt) for prompt in prompts]
+        self.found: dict[tuple[Adaptive, Any], Tensor] = {}
+
+    def divergences(self, method: Adaptive, budget: int | float | Budget | None = None) -> Tensor:
+        """``[B]``, of each prompt; infinite where the first layers cost more than the budget (None: the one of all)."""
+        budget = self.budget if budget is None else budget
+        key = method, Budget.of(budget).value
+        if key not in self.found:
+            with patched(self.model, method, budget=budget):
+                try:
+                    pairs = [(want, next_token(self.model, x)) for want, x in zip(self.want, self.prompts, strict=True)]
+                    self.found[key] = torch.cat([divergence(*pair) for pair in pairs])
+                except BudgetError:
+                    self.found[key] = torch.full((sum(map(len, self.want)),), math.inf)
+            self.bar.update()
+        return self.found[key]
+
+    def distance(self, method: Adaptive, budget: int | float | Budget | None = None) -> float:
+        """Their mean."""
+        return float(self.divergences(method, budget).mean())
+
+    def clearly_closer(self, one: Adaptive, other: Adaptive) -> bool:
+        """Whether by more than chance: one-sided, 95 %, over prompts. Of 1 - exp(-divergence), which is bounded: a few
+        prompts hold most of the divergence itself."""
+        gain = (-self.divergences(one)).exp() - (-self.divergences(other)).exp()
+        return bool(gain.mean() > 1.645 * gain.std() / len(gain) ** 0.5)
 
 
 @torch.no_grad()
