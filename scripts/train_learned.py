@@ -174,7 +174,7 @@ class Trainer:
         return state["step"], state["spent"]
 
     def keep(self, path: Path, step: int, spent: float) -> None:
-        """What is needed to go on, the folder to load, and the accuracy on dev seeds."""
+        """What is needed to go on, and the accuracy on dev seeds."""
         state = {"model": self.model.state_dict(), "optimisers": [part.state() for _, part in self.optimisers]}
         save(path, state | {"step": step, "spent": spent, "right": self.right.tolist()})
         self.seen = None

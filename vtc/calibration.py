@@ -68,7 +68,8 @@ def with_rest(tries: Tries, cuts: list[Adaptive], layers: Iterable[int], depth: 
     """The closest of ``cuts`` with some of ``layers`` resting; None where nothing can rest.
 
     Layers are ranked by what it costs to let all tokens rest in one of them. With the first quarter and the first half
-    of that order resting, the closest cut of middle width is found; then how many rest, and the width anew.
+    of that order (and one of it, and all) resting, the closest cut of middle width is found; then how many rest, and
+    the width anew.
     """
     if depth < 2:
         return None
@@ -81,7 +82,7 @@ def with_rest(tries: Tries, cuts: list[Adaptive], layers: Iterable[int], depth: 
 
     widths = sorted({cut.narrow for cut in cuts if cut.layer is not None})
     middle = [cut for cut in cuts if cut.layer is None or cut.narrow == widths[len(widths) // 2]]
-    some = [method for cut in middle for method in resting(cut, sorted({1, depth // 4, depth // 2}))]
+    some = [method for cut in middle for method in resting(cut, sorted({1, depth // 4, depth // 2, len(order)}))]
     if not some:
         return None
     best = min(some, key=tries.distance)
@@ -116,8 +117,8 @@ class Tries:
         return float(self.divergences(method, budget).mean())
 
     def clearly_closer(self, one: Adaptive, other: Adaptive) -> bool:
-        """Whether by more than chance: one-sided, 95 %, over prompts. Of 1 - exp(-divergence), which is bounded: a few
-        prompts hold most of the divergence itself."""
+        """By 1.645 standard errors over prompts, of 1 - exp(-divergence), which is bounded: a few prompts hold most of
+        the divergence itself. As ``one`` is the best of many on these very prompts, that is a guard and no test."""
         gain = (-self.divergences(one)).exp() - (-self.divergences(other)).exp()
         return bool(gain.mean() > 1.645 * gain.std() / len(gain) ** 0.5)
 

@@ -72,6 +72,10 @@ class Engine:
                 f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
                 f"lie below {self.depth}"
             )
+        if len(self.method.rest) == self.depth:
+            raise ValueError(
+                f"{self.method.name}: rest={self.method.rest} is every decoder layer; leave one out at least"
+            )
         if self.method.rest and self.method.rest[-1] >= self.depth:
             raise ValueError(
                 f"{self.method.name}: rest={self.method.rest} and the model has {self.depth} decoder layers; the last "

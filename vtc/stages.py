@@ -136,9 +136,12 @@ def make_cut(
 
 def text_rows(p: Pass) -> Rows:
     """The rows of the prompts that are no vision tokens, as they stand in the states behind the last cut."""
-    rows, valid = choose_rows(p.layout.text, p.layout.spare, p.layout.text_count)
-    inside = rows if p.last_cut is None else torch.searchsorted(p.last_cut.rows, rows)
-    return Rows(rows, valid, None, inside)
+    cut, layout = p.last_cut, p.layout
+    if p.text is None or p.text[0] is not cut:  # one object for all layers, as masks are made once for each
+        kept = layout.text if cut is None else layout.text.gather(1, cut.rows)  # fillers are rows that are there
+        inside, valid = choose_rows(kept, layout.spare if cut is None else ~kept, layout.text_count)
+        p.text = cut, Rows(inside if cut is None else cut.rows.gather(1, inside), valid, None, inside)
+    return p.text[1]
 
 
 def survivors(

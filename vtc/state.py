@@ -100,6 +100,7 @@ class Pass:
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
     needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need
     over: bool = False  # some picture must shrink
+    text: tuple[Cut | None, Rows] | None = None  # the text rows behind that cut
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)
     plans: dict[int, LayerPlan] = field(default_factory=dict)

@@ -6,12 +6,13 @@ import torch
 import vtc
 from tests import zoo
 from vtc.errors import WeightsError
+from vtc.eval.cells import build
 from vtc.models import family_of
 from vtc.weights.balance import by_gradient, weigher
 from vtc.weights.select import block_of, layers_of
 from vtc.weights.walk import Recorder, Walk
 
-PATCHES = (None, "divprune", "fastv")
+PATCHES = (None, "divprune", "fastv", "router", "divprune:rest=[1,3]")
 
 
 def examples_of(model):
@@ -42,11 +43,11 @@ def at_once(model, examples, layers):
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_blocks_see_what_they_see_in_one_forward(model_of, name, patch):
     model = model_of(name)
-    if patch == "fastv" and family_of(model).hybrid:
+    if patch not in (None, "divprune") and family_of(model).hybrid:
         pytest.skip("recurrent decoder layers are cut at the input only")
     examples = examples_of(model)
     if patch:
-        vtc.patch(model, patch, budget=0.6)
+        vtc.patch(model, build(patch), budget=0.6)
     layers = blocks_of(model, layers_of(model, family_of(model)))
     want = at_once(model, examples, layers)
     walk = Walk(model, examples)

@@ -95,7 +95,9 @@ def papers() -> Table:
     out.add_column("method")
     out.add_column("from; options; variants")
     for name, make in registry.items():
-        options = ", ".join(f"{f.name}={short(f.default)}" for f in fields(make) if f.name not in ("share", "spend"))
+        options = ", ".join(
+            f"{f.name}={short(f.default)}" for f in fields(make) if f.name not in ("share", "spend", "rest")
+        )
         out.add_row(f"[bold]{name}[/bold]", "; ".join(filter(None, (make.paper, options, make.variants))))
     return out
 

@@ -92,6 +92,7 @@ def selector(select: object) -> Method:
         "compares frames, and a tile is one": method.compares_frames,
         "merges in the tower, before the quotas are known": TowerGroups() in method.signals(0),
         "has parameters, which the patch would not own": method.learns,
+        "has layers to rest in, and the tiles rest together": bool(method.rest),
         "has a spend of its own, and the tiles share one budget": method.spend != EQUAL,
     }
     for reason, holds in reasons.items():

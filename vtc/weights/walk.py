@@ -140,7 +140,7 @@ class Walk:
             return 0
         engine = self.patch.engine
         between = 0 if engine.current is None else engine.current.between
-        return self.depth if engine.keys or engine.router else 1 + max(*engine.stage_at, between)
+        return self.depth if engine.keys or engine.router or engine.method.rest else 1 + max(*engine.stage_at, between)
 
     def rows(self, n: int) -> Tensor:
         """``[B, N]`` int8 of the rows of example n: 0 padding, 1 text, 2 vision."""
@@ -158,10 +158,11 @@ class Walk:
         label = self.rows(n)
         current = None if self.patch is None else self.patch.engine.current
         plan = None if current is None else current.plans.get(block)
-        if plan is None or plan.rows is None:
+        cut = plan and (plan.runs or plan.rows)
+        if not cut:
             return label
-        label = label.gather(1, plan.rows.rows.to(label.device))
-        return label if plan.rows.valid is None else label * plan.rows.valid.to(label)
+        label = label.gather(1, cut.rows.to(label.device))
+        return label if cut.valid is None else label * cut.valid.to(label)
 
 
 class Recorder:
