@@ -1,4 +1,4 @@
-"""``vtc calibrate``: where in a model's decoder the question decides."""
+"""``vtc calibrate``: where in a model's decoder the question decides, and where vision tokens may rest."""
 
 from __future__ import annotations
 
