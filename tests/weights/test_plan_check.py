@@ -7,6 +7,7 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.weights.runs import logits
 from vtc.weights import hf
 from vtc.weights.plan import Plan, Probe, Trial, allocate, trials
 from vtc.weights.plan_check import check, rival
@@ -36,6 +37,21 @@ def test_both_are_measured_and_the_model_is_left_as_it_was(setting):
     vtc.compress(other, CANDIDATES[1], prompts[:2], progress=False)
     assert found.uniform == pytest.approx(probe.divergence(other), rel=1e-4)
     assert str(found) in table(plan, found)
+
+
+def test_what_an_older_structural_pass_left_is_still_told(setting):
+    _, prompts, _ = setting
+    model = vtc.compress(zoo.build("llava"), "neurons:share=0.5:score=norm", prompts[:2], progress=False)
+    before, older = logits(model), hf.config_of(model)
+    plan = allocate(trials(model, prompts[:2], prompts[2:4], CANDIDATES, progress=False), bits=7)
+    check(model, plan, prompts[:2], prompts[4:])
+    found = hf.config_of(model)
+    assert (found.layers, found.manifest) == (older.layers, older.manifest)
+    assert torch.equal(logits(model), before)
+    vtc.compress(model, plan.recipe(), prompts[:2], progress=False)
+    found = hf.config_of(model)
+    assert found.manifest["before"] == older.manifest
+    assert all("linear" in found.layers[name] for name in older.layers)
 
 
 def test_a_plan_that_loses_says_so(setting):

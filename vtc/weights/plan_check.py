@@ -80,8 +80,9 @@ def rival(plan: Plan) -> str | None:
 
 @contextmanager
 def compressed(model: nn.Module, recipe: Recipe, calibration: list[Example]) -> Iterator[None]:
-    """Compressed inside, as it was after."""
+    """Compressed inside, as it was after; so is what older passes over the structure left in its config."""
     layers = layers_of(model, family_of(model), recipe.include, recipe.skip)
+    older = hf.config_of(model)
     compress(model, recipe, calibration, progress=False)
     try:
         yield
@@ -89,3 +90,5 @@ def compressed(model: nn.Module, recipe: Recipe, calibration: list[Example]) -> 
         for name, layer in layers.items():
             hf.replace_module(model, name, layer)
         hf.unmark(model)
+        if older is not None:
+            hf.mark(model, older.layers, older.manifest)
