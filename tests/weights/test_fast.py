@@ -87,11 +87,50 @@ def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch):
     assert not layer._packed
 
 
-def test_a_kernel_of_another_device_is_not_asked():
-    layer = compressed(out=64, width=256, group=128)
-    for kernel in (fast.Int4Cuda, fast.TwoOfFour):
-        assert fast.kernel_for(layer.terms[0], inputs(1, 256), 64, 256) is not kernel
-        assert not torch.cuda.is_available() or fast.works(kernel, "cuda")
+@pytest.mark.parametrize(
+    "kernel, layer",
+    [
+        (fast.Int4Cuda, compressed(width=256, group=128)),
+        (fast.TwoOfFour, compressed(width=256, group=128, name="sparsegpt", pattern="2:4")),
+    ],
+)
+def test_a_kernel_of_another_device_is_not_asked(monkeypatch, kernel, layer):
+    asked = layer.terms[0], layer.tensors(0), inputs(1, 256), 64, 256
+    monkeypatch.setattr(fast, "KERNELS", (kernel,))
+    monkeypatch.setattr(fast, "works", lambda *args: True)
+    assert fast.kernel_for(*asked) is None
+    monkeypatch.setattr(kernel, "device", CPU)
+    assert fast.kernel_for(*asked) is kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [0, 4])
+def test_weights_pruned_2_4_are_multiplied_in_their_own_dtype(monkeypatch, dtype, bits):
+    """As a float32 model under autocast asks: inputs in bfloat16, and a kernel that keeps the weight's dtype."""
+
+    class OnCpu(fast.TwoOfFour):
+        device = CPU
+
+        @staticmethod
+        def pack(term, tensors, out, width):
+            return term.dense(tensors, out, width)
+
+    pass_ = registry["sparsegpt"](pattern="2:4", bits=bits)
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(0)).to(dtype)
+    parts = pass_.fit(Candidate(weight.float(), Gram.empty(128), dtype)).all_parts
+    layer, x = CompressedLinear.filled(128, 64, parts, None, weight), inputs(3)
+    monkeypatch.setattr(fast, "KERNELS", (OnCpu,))
+    with torch.no_grad():
+        got = layer(x)
+    assert bool(layer._packed) == (dtype == torch.bfloat16)
+    want = x.float() @ layer.weight.float().T
+    assert (got.float() - want).norm() <= 0.01 * want.norm()
+
+
+@needs_gpu
+@pytest.mark.parametrize("kernel", [fast.Int4Cuda, fast.TwoOfFour])
+def test_a_gpu_has_the_kernels(kernel):
+    assert fast.works(kernel, "cuda")
 
 
 @needs_gpu

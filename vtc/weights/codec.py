@@ -65,7 +65,7 @@ class CompressedLinear(nn.Module):
 
     def _product(self, n: int, term: Term, x: Tensor, out: int, width: int) -> Tensor:
         tensors = self.tensors(n)
-        kernel = fast.kernel_for(term, x, out, width)
+        kernel = fast.kernel_for(term, tensors, x, out, width)
         if kernel is None:
             return term.product(x, tensors, out, width)
         stamp = kernel, *((t.data_ptr(), t._version) for t in tensors.values())  # weights may be loaded anew

@@ -15,7 +15,7 @@ from torch import Tensor
 from vtc.weights.layouts import DENSE
 from vtc.weights.terms import Floats, Ints, Tensors, Term
 
-ROWS = 16  # inputs up to which an int4 kernel wins (docs/weights.md); more are cheaper through the dense weight
+ROWS = 16  # up to which the int4 kernel of CPUs wins; more are cheaper through the dense weight
 GROUPS = (32, 64, 128, 256)
 
 
@@ -25,8 +25,8 @@ class Kernel:
     device: ClassVar[str]
 
     @staticmethod
-    def fits(term: Term, x: Tensor, out: int, width: int) -> bool:
-        """Whether inputs ``x [..., D]`` can be multiplied by this term, and are worth it."""
+    def fits(term: Term, tensors: Tensors, x: Tensor, out: int, width: int) -> bool:
+        """Whether inputs ``x [..., D]`` can be multiplied by this term of these tensors, and are worth it."""
         raise NotImplementedError
 
     @staticmethod
@@ -48,7 +48,7 @@ class Int4(Kernel):
     columns: ClassVar[int] = 32  # inputs are
 
     @classmethod
-    def fits(cls, term: Term, x: Tensor, out: int, width: int) -> bool:
+    def fits(cls, term: Term, tensors: Tensors, x: Tensor, out: int, width: int) -> bool:
         return (
             isinstance(term, Ints)
             and (term.bits, term.layout, term.zeros, term.scaled) == (4, DENSE, False, False)
@@ -71,7 +71,7 @@ class Int4(Kernel):
 
 
 class Int4Cuda(Int4):
-    """The same on a GPU."""
+    """The same on a GPU, never run. ``ROWS`` is a figure of CPUs; where it lies here was not measured."""
 
     device, rows, columns = "cuda", 8, 128
     TILES: ClassVar[int] = 8  # of 16 inputs, laid out together
@@ -88,14 +88,16 @@ class Int4Cuda(Int4):
 
 
 class TwoOfFour(Kernel):
-    """A matrix pruned 2:4, floats or integers, through the semi-structured sparse products of GPUs."""
+    """A matrix pruned 2:4, floats or integers, through the semi-structured sparse products of GPUs. Packed in the dtype
+    of the weight, which inputs under autocast need not have."""
 
     device = "cuda"
 
     @staticmethod
-    def fits(term: Term, x: Tensor, out: int, width: int) -> bool:
+    def fits(term: Term, tensors: Tensors, x: Tensor, out: int, width: int) -> bool:
         pruned = isinstance(term, Floats | Ints) and term.layout == "2:4"
-        return pruned and out % 32 == 0 and width % 64 == 0 and x.dtype in (torch.float16, torch.bfloat16)
+        same = all(t.dtype == x.dtype for t in tensors.values() if t.is_floating_point())
+        return pruned and same and out % 32 == 0 and width % 64 == 0 and x.dtype in (torch.float16, torch.bfloat16)
 
     @staticmethod
     def pack(term: Term, tensors: Tensors, out: int, width: int) -> Tensor:
@@ -109,12 +111,12 @@ class TwoOfFour(Kernel):
 KERNELS: tuple[type[Kernel], ...] = (Int4, Int4Cuda, TwoOfFour)
 
 
-def kernel_for(term: Term, x: Tensor, out: int, width: int) -> type[Kernel] | None:
+def kernel_for(term: Term, tensors: Tensors, x: Tensor, out: int, width: int) -> type[Kernel] | None:
     """The kernel to multiply ``x [..., D]`` by this term with; None where the dense weight has to be made."""
     if torch.is_grad_enabled() and x.requires_grad:
         return None
     for kernel in KERNELS:
-        if kernel.device == x.device.type and kernel.fits(term, x, out, width):
+        if kernel.device == x.device.type and kernel.fits(term, tensors, x, out, width):
             return kernel if works(kernel, str(x.device), x.dtype) else None  # type: ignore[arg-type]  # classes hash
     return None
 
