@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests import zoo
 from vtc.calibration import divergence
 from vtc.errors import WeightsError
+from vtc.weights.plan import Probe
 from vtc.weights.select import layers_of
 from vtc.weights.sensitivity import Sensitivity, doubt, doubtful, sensitivities, weighed_margins
 from vtc.weights.walk import Walk
@@ -91,12 +93,26 @@ def test_prompts_padded_into_a_batch_weigh_as_they_do_alone():
 def test_the_fewest_prompts_that_hold_the_doubt_are_kept():
     model = zoo.build("llava")
     walk = Walk(model, [zoo.prompt(model, seed=n) for n in range(6)])
-    doubts = torch.cat([doubt(output.logits[:, -1]) for output in walk.finish()])
+    doubts = torch.cat([doubt(logits) for logits in walk.next_logits()])
     assert ((0 < doubts) & (doubts <= 0.25)).all()
     best = walk.examples[int(doubts.argmax())]
     few, prompts = doubtful(walk, share=float(doubts.max() / doubts.sum()) * 0.999)
     assert prompts == 6 and [each is best for each in few.examples] == [True]
     assert len(doubtful(walk, share=1 - 1e-9)[0].examples) == 6
+
+
+@pytest.mark.parametrize("read", [lambda model, prompts: doubtful(Walk(model, prompts)), Probe])
+def test_logits_of_all_rows_are_held_for_one_prompt_at_a_time(read):
+    """600 rows of 32,000 logits take 77 MB a prompt, and there are hundreds of prompts."""
+    model, held = zoo.build("llava"), []
+
+    def hear(module, args, output):
+        assert all(each.expired() for each in held)
+        held.append(StorageWeakRef(output.logits.untyped_storage()))
+
+    model.register_forward_hook(hear)
+    read(model, [zoo.prompt(model, seed=n) for n in range(3)])
+    assert len(held) == 3
 
 
 def test_layers_that_are_not_linear_are_refused():

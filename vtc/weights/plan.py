@@ -97,7 +97,7 @@ class Probe:
 
     def says(self, model: nn.Module) -> list[Tensor]:
         """``[B, V]`` of each batch: log-probabilities of the next token, float32."""
-        return [out.logits[:, -1].float().log_softmax(dim=-1) for out in Walk(model, self.heldout).finish()]
+        return [logits.float().log_softmax(dim=-1) for logits in Walk(model, self.heldout).next_logits()]
 
     def each(self, model: nn.Module) -> Tensor:
         """``[N]``: the divergence of the next token after each prompt from what the first model said, in nats."""

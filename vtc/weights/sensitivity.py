@@ -77,7 +77,7 @@ def sensitivities(walk: Walk, layers: dict[str, Any]) -> dict[str, Sensitivity]:
 def doubtful(walk: Walk, share: float = SHARE) -> tuple[Walk, int]:
     """A walk over the fewest examples that hold ``share`` of all the doubt, and how many prompts there were: where the
     model is sure, no small error changes the answer, and most prompts are such."""
-    doubts = [doubt(output.logits[:, -1]) for output in walk.finish()]
+    doubts = [doubt(logits) for logits in walk.next_logits()]
     sums = torch.stack([each.sum() for each in doubts]).double().cpu()
     order = sums.argsort(descending=True)
     enough = int((sums[order].cumsum(0) < share * sums.sum()).sum()) + 1

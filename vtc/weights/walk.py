@@ -70,9 +70,9 @@ class Walk:
         return found
 
     @torch.no_grad()
-    def finish(self) -> list[Any]:
-        """What the model gives on each example, the blocks that are done not run again."""
-        return [self._run(n, None) for n in range(len(self.examples))]
+    def next_logits(self) -> list[Tensor]:
+        """``[B, V]`` of each example: the next token's. Those of all rows are freed before the next example runs."""
+        return [self.forward(n).logits[:, -1].clone() for n in range(len(self.examples))]
 
     @torch.no_grad()
     def step(self, block: int) -> None:
