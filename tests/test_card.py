@@ -18,7 +18,17 @@ def saved(folder, model) -> tuple[str, dict]:
     return text, yaml.safe_load(head)
 
 
-def test_it_names_method_budget_base_and_what_was_learned(tmp_path):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache with one model in it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--somebody--a-model"
+    for name, text in (("refs/main", "abc"), ("snapshots/abc/config.json", "{}")):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+
+
+def test_it_names_method_budget_base_and_what_was_learned(tmp_path, hub):
     model = vtc.patch(zoo.build("llava"), "perceiver", budget=12, latents=16)
     model.config._name_or_path = "somebody/a-model"
     text, head = saved(tmp_path / "out", model)
@@ -43,6 +53,23 @@ def test_it_names_the_adapter_and_compressed_weights(tmp_path):
         assert fact in text, fact
     assert "import vtc.weights" in text and "without the method and the adapter" in text and "vtc-vlm[train]" in text
     assert "secret" not in text and "base_model" not in head, "a folder of this machine is no model of the hub"
+
+
+@pytest.mark.parametrize("name", ["runs/model", "../model", "runs/a--b", "a/b/c", "model"])
+def test_a_relative_folder_is_no_model_of_the_hub(tmp_path, hub, name):
+    """Which may be gone, or another one, by the time the model is saved."""
+    model = vtc.patch(zoo.build("llava"), "random", budget=4)
+    model.config._name_or_path = name
+    text, head = saved(tmp_path / "out", model)
+    assert "base_model" not in head and f"# {name.rpartition('/')[2]}, saved by vtc" in text
+
+
+def test_a_folder_of_the_name_of_a_model_of_the_hub_is_the_folder(tmp_path, hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "somebody" / "a-model").mkdir(parents=True)
+    model = vtc.patch(zoo.build("llava"), "random", budget=4)
+    model.config._name_or_path = "somebody/a-model"
+    assert "base_model" not in saved(tmp_path / "out", model)[1]
 
 
 def test_a_card_of_somebody_else_stays_and_an_older_one_of_ours_goes(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +26,28 @@ def card(folder: Path, config: dict[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     name = config["base_model"]
-    of_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).exists()
-    base = name if of_hub else Path(name).name
+    hub = of_hub(name)
+    base = name if hub else Path(name).name
     head = ModelCardData(
-        base_model=name if of_hub else None,
+        base_model=name if hub else None,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         tags=["vtc", *([config["method"]] if config["method"] else [])],
     )
     rows = "\n".join(f"| {what} | {value} |" for what, value in facts(folder, config, base))
     return f"---\n{head.to_yaml()}\n---\n{OURS}\n# {base}, saved by vtc\n\n| | |\n|---|---|\n{rows}\n\n{usage(config)}"
+
+
+def of_hub(name: str) -> bool:
+    """Whether ``name`` is a model of the hub: a relative path, gone by now, looks alike, but is not in its cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists() and isinstance(cached, str)
 
 
 def facts(folder: Path, config: dict[str, Any], base: str) -> list[tuple[str, str]]:
