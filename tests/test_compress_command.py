@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 import vtc
 from tests.eval.tiny import tiny_llava, tiny_processor
 from vtc.cli import app
-from vtc.weights import hf
+from vtc.weights import hf, plan_check
+from vtc.weights.compress import compress
 
 
 def call(*arguments: object):
@@ -117,8 +118,29 @@ def test_a_target_is_the_size_of_all_weights(plain, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "parts", ["include: [decoder, projector]", "skip: ['layers\\.0\\.', self_attn]\nbuckets: [1, 0]"]
+)
+def test_a_target_is_for_the_layers_of_the_recipe(plain, tmp_path, parts, monkeypatch):
+    """All of them count, and what is tried, compared and saved is over the same."""
+    checked = []
+    monkeypatch.setattr(plan_check, "compress", lambda *args, **kw: checked.append(args[1]) or compress(*args, **kw))
+    (tmp_path / "recipe.yaml").write_text(f"passes: ['rtn:bits=8:group=8']\n{parts}\n")
+    recipe = ["--recipe", tmp_path / "recipe.yaml", "--target-bits", 6.5]
+    result = call(plain, *recipe, *TARGETED, *CANDIDATES, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    manifest = hf.config_of(vtc.load(tmp_path / "out")).manifest
+    assert manifest["layers"].keys() == plan["chosen"].keys()
+    assert any("projector" in name for name in plan["chosen"]) == ("projector" in parts)
+    assert any("self_attn" in name for name in plan["chosen"]) == ("self_attn" not in parts)
+    assert sum(layer["bytes"] for layer in manifest["layers"].values()) == plan["bytes"]
+    assert len(checked) == 2 and checked[0].written() == manifest["recipe"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--target-bits", 6, "--recipe", "neurons:share=0.5|rtn", *TARGETED], "prune first"),
         (["--target", "2.5XB", *TARGETED], "2.5GB"),
         (["--target", "1KB", "--target-bits", 3, *TARGETED], "not both"),
         (["--target-bits", 3], "give --calibration"),

@@ -209,6 +209,13 @@ def test_an_interrupted_save_leaves_nothing(delta, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_without_a_pass_are_kept_whole(base, tuned):
+    name = "model.language_model.layers.0.mlp.up_proj"
+    made = difference(base, tuned[0], dict(passes=[], by_layer={name: ["bitdelta"]}), progress=False)
+    assert list(made.layers) == [name]
+    assert "model.language_model.layers.1.mlp.up_proj.weight" in made.whole and f"{name}.weight" not in made.whole
+
+
 def test_models_that_do_not_match_are_refused(base, tuned, prompts):
     with pytest.raises(WeightsError, match="only one of"):
         difference(base, zoo.build("llava", layers=1), "bitdelta", progress=False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import vtc
 from tests import zoo
@@ -9,6 +10,7 @@ from vtc.errors import WeightsError
 from vtc.weights import hf
 from vtc.weights.plan import Probe, Trial, allocate, trials
 from vtc.weights.plan_report import plot, table
+from vtc.weights.recipe import Recipe
 
 CANDIDATES = ("gptq:bits=2:group=8", "gptq:bits=4:group=8", "rtn:bits=4:group=8", "gptq:bits=8:group=8")
 
@@ -36,6 +38,19 @@ def test_every_layer_and_candidate_is_there(tried):
         assert two.bytes < four.bytes < eight.bytes and two.error > four.error > eight.error
         assert two.divergence > four.divergence > eight.divergence >= 0
     assert all(t.ms > 0 for t in found)
+
+
+def test_layers_outside_a_plan_stay_as_they_are(tried, model):
+    found, calibration = tried
+    recipe = allocate(found, bits=6.5).recipe({"passes": ["rtn:bits=8:group=8"], "include": ["decoder", "lm_head"]})
+    vtc.compress(model, recipe, calibration, progress=False)
+    assert type(model.lm_head) is nn.Linear
+    assert sum(told["bytes"] for told in hf.config_of(model).manifest["layers"].values()) == allocate(found, 6.5).bytes
+    assert Recipe.of(recipe.written()) == recipe
+    with pytest.raises(WeightsError, match="gptq needs calibration"):
+        vtc.compress(zoo.build("llava"), recipe, progress=False)
+    with pytest.raises(WeightsError, match="prune first"):
+        allocate(found, bits=6.5).recipe("neurons:share=0.5|rtn")
 
 
 @pytest.mark.parametrize("by", ["divergence", "error"])

@@ -73,7 +73,8 @@ def compress(
 
     With a target a quarter of the examples fit every candidate on every layer, half say what its errors would do to the
     next token, and a quarter compare the plan with one candidate for all layers. Give hundreds. plan.md, plan.json and
-    plan.png show what was chosen and why. Minutes on a small model, hours on 7B.
+    plan.png show what was chosen and why. Minutes on a small model, hours on 7B. Of a recipe file include, skip and
+    buckets count then, not its passes.
 
     Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). Bits count
     scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
@@ -112,7 +113,7 @@ def compress(
     prompts = None if source is None else batches(vlm, processor, source, samples, batch_size)
     plan = checked = None
     if prompts and (size or target_bits):
-        plan, checked = planned(vlm, prompts, candidates, target_bits, size)
+        plan, checked = planned(vlm, prompts, chosen, candidates, target_bits, size)
         chosen = plan.recipe(chosen)
         typer.echo(checked)
     run(vlm, chosen, calibration=prompts)
@@ -137,8 +138,9 @@ def parse_size(text: str) -> float:
         raise VTCError(f"size {text!r} is not a number of bytes; write it like 900MB or 2.5GB") from None
 
 
-def planned(model: Any, prompts: list[Any], candidates: str, bits: float, size: float) -> tuple[Any, Any]:
-    """The plan whose weights take ``bits`` a weight, or with all other tensors ``size`` bytes, and its check."""
+def planned(model: Any, prompts: list[Any], recipe: Any, candidates: str, bits: float, size: float) -> tuple[Any, Any]:
+    """The plan for the layers of ``recipe`` whose weights take ``bits`` a weight, or with all other tensors ``size``
+    bytes, and its check."""
     from vtc.weights.plan import allocate, trials
     from vtc.weights.plan_check import check
 
@@ -146,9 +148,9 @@ def planned(model: Any, prompts: list[Any], candidates: str, bits: float, size: 
         raise VTCError("a target needs three batches of prompts: to fit, to foresee, to compare; give more --examples")
     part = max(1, len(prompts) // 4)
     fit, foresee, compare = prompts[:part], prompts[part:-part], prompts[-part:]
-    tried = trials(model, fit, foresee, [text.strip() for text in candidates.split(",") if text.strip()])
+    tried = trials(model, fit, foresee, [text.strip() for text in candidates.split(",") if text.strip()], recipe)
     plan = allocate(tried, bits=bits) if bits else allocate(tried, limit=size - beside(model, tried))
-    return plan, check(model, plan, fit, compare)
+    return plan, check(model, plan, fit, compare, recipe)
 
 
 def beside(model: Any, tried: list[Any]) -> int:

@@ -44,7 +44,7 @@ def compress(
     if older is not None and any(written["terms"] for written in older.layers.values()):
         raise WeightsError("this model is compressed already; compress the original by one recipe of all passes")
     if recipe.needs_gram and calibration is None:
-        raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
+        raise WeightsError(f"{recipe.every[0].name} needs calibration=: prompts with pictures, from the processor")
     layers_of(model, family_of(model), recipe.include, recipe.skip)  # names that are wrong, before anything is done
     examples = list(calibration or [])
     edits = Edits()

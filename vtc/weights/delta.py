@@ -99,14 +99,15 @@ def difference(
     if recipe.structured:
         raise WeightsError(f"{recipe.structured[0].name} changes the structure, which a delta cannot; leave it out")
     if recipe.needs_gram and calibration is None:
-        raise WeightsError(f"{recipe.passes[0].name} needs calibration=: prompts with pictures, from the processor")
+        raise WeightsError(f"{recipe.every[0].name} needs calibration=: prompts with pictures, from the processor")
     changed = _changed(base, tuned)
     family = family_of(tuned)
     found = layers_of(tuned, family, recipe.include, recipe.skip)
     for name, _ in recipe.by_layer:
         if name not in found:
             raise WeightsError(f"by_layer names {name!r}, which is not among the {len(found)} layers of this model")
-    chosen = {n: layer for n, layer in found.items() if isinstance(layer, nn.Linear) and f"{n}.weight" in changed}
+    found = {n: layer for n, layer in found.items() if isinstance(layer, nn.Linear) and recipe.passes_for(n)}
+    chosen = {n: layer for n, layer in found.items() if f"{n}.weight" in changed}
     walk = Walk(tuned, calibration or []) if recipe.needs_gram else None
     weigh = None if walk is None else weigher(recipe.buckets, walk)
     layers: dict[str, Change] = {}

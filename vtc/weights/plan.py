@@ -62,7 +62,7 @@ def trials(
     """
     from tqdm import tqdm
 
-    recipe = Recipe.of(recipe)
+    recipe = planned(recipe)
     chains = {text: chain(text) for text in candidates}
     if len(chains) < 2:
         raise WeightsError("give at least two candidates to choose from, like gptq:bits=4 and gptq:bits=3")
@@ -86,6 +86,16 @@ def trials(
                 walk.step(block)
                 other.step(block)
     return found
+
+
+def planned(given: Any) -> Recipe:
+    """The recipe whose layers are planned. Raises ``WeightsError`` for one that makes them smaller: nothing that was
+    tried would hold."""
+    recipe = Recipe.of(given)
+    if recipe.structured:
+        name = recipe.structured[0].name
+        raise WeightsError(f"{name} changes the layers that are planned; prune first, and plan for what is left")
+    return recipe
 
 
 class Probe:
@@ -155,10 +165,10 @@ class Plan:
         return sum(t.divergence for t in self.picked)
 
     def recipe(self, like: Any = "int4") -> Recipe:
-        """To hand to ``vtc.compress``; buckets, parts and skipped layers as in ``like``."""
-        base = Recipe.of(like)
+        """To hand to ``vtc.compress``; buckets, parts and skipped layers as in ``like``. Others stay as they are."""
+        base = planned(like)
         by_layer = tuple((name, chain(text)) for name, text in self.chosen.items())
-        return Recipe(base.passes, base.include, base.skip, base.buckets, by_layer)
+        return Recipe((), base.include, base.skip, base.buckets, by_layer)
 
     def written(self) -> dict[str, Any]:
         """As JSON holds it."""

@@ -41,7 +41,7 @@ class Recipe:
     """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
     expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, see
     ``vtc.weights.balance.weigher``; by_layer: other passes for
-    the layers named here (what an allocation chose)."""
+    the layers named here (what an allocation chose); where ``passes`` is empty the others stay as they are."""
 
     passes: tuple[Pass, ...]
     include: tuple[str, ...] = ("decoder",)
@@ -50,7 +50,7 @@ class Recipe:
     by_layer: tuple[tuple[str, tuple[Pass, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.passes:
+        if not self.every:
             raise WeightsError("a recipe needs at least one pass, like gptq:bits=4")
         if self.structured != self.passes[: len(self.structured)]:
             raise WeightsError(f"{self.structured[-1].name} changes the structure; write it before the other passes")
@@ -78,9 +78,13 @@ class Recipe:
         return self.passes[len(self.structured) :]
 
     @property
+    def every(self) -> tuple[Pass, ...]:
+        """The passes for all layers and those for some."""
+        return (*self.passes, *(p for _, chain in self.by_layer for p in chain))
+
+    @property
     def needs_gram(self) -> bool:
-        chains = [self.passes, *(chain for _, chain in self.by_layer)]
-        return any(p.needs_gram for chain in chains for p in chain)
+        return any(p.needs_gram for p in self.every)
 
     def passes_for(self, name: str) -> tuple[Pass, ...]:
         """The passes that are fitted to the layer called ``name``."""
