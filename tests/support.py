@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -65,6 +69,20 @@ def exact_dtype(family: str) -> torch.dtype:
 @torch.no_grad()
 def logits(model, prompt: dict, **kwargs) -> torch.Tensor:
     return model(**prompt, **kwargs).logits
+
+
+def logits_elsewhere(folder: Path, prompt: dict) -> torch.Tensor:
+    """What the checkpoint in ``folder`` answers to ``prompt`` in a process of its own; files beside the folder."""
+    script = (
+        "import sys, torch, vtc; torch.set_num_threads(1); model = vtc.load(sys.argv[1])\n"
+        "with torch.no_grad(): out = model(**torch.load(sys.argv[2])).logits\n"
+        "torch.save(out, sys.argv[3])"
+    )
+    asked, answered = folder.parent / "prompt.pt", folder.parent / "logits.pt"
+    torch.save(prompt, asked)
+    command = [sys.executable, "-c", script, str(folder), str(asked), str(answered)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], timeout=300)
+    return torch.load(answered)
 
 
 @torch.no_grad()

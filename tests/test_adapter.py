@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
-from tests.support import logits
+from tests.support import logits, logits_elsewhere
 from tests.test_learned import LEARNING, stir
 from vtc.adapter import ADAPTER
 from vtc.checkpoint import CONFIG, contents_sha256
 from vtc.errors import CheckpointError
 from vtc.patching import patch_of
-
-ROOT = Path(__file__).parents[1]
 
 
 def trained(method="perceiver", **options):
@@ -57,15 +53,7 @@ def test_a_loaded_model_answers_alike(method, tmp_path):
 
 def test_a_fresh_process_answers_alike(saved):
     folder, prompt, want = saved
-    torch.save(prompt, folder.parent / "prompt.pt")
-    script = (
-        "import sys, torch, vtc; torch.set_num_threads(1); model = vtc.load(sys.argv[1]).eval()\n"
-        "with torch.no_grad(): out = model(**torch.load(sys.argv[2])).logits\n"
-        "torch.save(out, sys.argv[3])"
-    )
-    paths = [str(folder), str(folder.parent / "prompt.pt"), str(folder.parent / "logits.pt")]
-    subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=ROOT, timeout=300)
-    assert torch.equal(torch.load(paths[2]), want)
+    assert torch.equal(logits_elsewhere(folder, prompt), want)
 
 
 def test_the_models_own_files_are_those_of_the_plain_model(saved):

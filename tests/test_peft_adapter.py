@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
-from tests.support import logits
+from tests.support import logits, logits_elsewhere
 from tests.test_learned import stir
 from vtc.checkpoint import CONFIG
 from vtc.errors import CheckpointError
@@ -22,7 +20,6 @@ from vtc.patching import patch_of
 from vtc.peft_adapter import FOLDER, TENSORS, files_sha256
 
 peft = pytest.importorskip("peft")
-ROOT = Path(__file__).parents[1]
 TARGETS = {"target_modules": ["q_proj", "up_proj"], "r": 2}
 
 
@@ -84,15 +81,7 @@ def test_a_loaded_model_answers_alike(make, tmp_path):
 def test_a_fresh_process_answers_alike(saved):
     folder, model = saved
     prompt, want = inner_prompt(model), logits(model, inner_prompt(model))
-    torch.save(prompt, folder.parent / "prompt.pt")
-    script = (
-        "import sys, torch, vtc; torch.set_num_threads(1); model = vtc.load(sys.argv[1])\n"
-        "with torch.no_grad(): out = model(**torch.load(sys.argv[2])).logits\n"
-        "torch.save(out, sys.argv[3])"
-    )
-    paths = [str(folder), str(folder.parent / "prompt.pt"), str(folder.parent / "logits.pt")]
-    subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=ROOT, timeout=300)
-    assert torch.equal(torch.load(paths[2]), want)
+    assert torch.equal(logits_elsewhere(folder, prompt), want)
 
 
 def test_peft_and_transformers_read_their_parts_without_vtc(saved):
