@@ -18,13 +18,14 @@ from pathlib import Path
 from statistics import median
 
 import vtc
-from vtc.eval import plots, scenes
+from vtc.eval import scenes
+from vtc.eval.asking.batches import batches
+from vtc.eval.asking.generate import Answerer
+from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import registry
-from vtc.eval.buckets import batches
 from vtc.eval.cells import build, parse_budget
-from vtc.eval.generate import Answerer
-from vtc.eval.load import load
-from vtc.eval.run import evaluate
+from vtc.eval.report import plots
+from vtc.eval.running.run import evaluate
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:

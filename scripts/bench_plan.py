@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import vtc
+from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks import registry
-from vtc.eval.generate import Answerer
-from vtc.weights import hf
-from vtc.weights.allocate import lagrangian_bound, solve
-from vtc.weights.plan import Probe, Trial, allocate, trials
+from vtc.weights.formats import hf
+from vtc.weights.planning.allocate import lagrangian_bound, solve
+from vtc.weights.planning.plan import Probe, Trial, allocate, trials
 
 DOUBT, EVERY = 0.01, 20  # 1 - sum p^2 from which a prompt is asked; one in so many of the others is
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 import vtc
+from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks import registry
-from vtc.eval.files import write_json, write_text
-from vtc.eval.generate import Answerer
-from vtc.weights import hf
-from vtc.weights.plan import Probe
+from vtc.files.atomic import write_json, write_text
+from vtc.weights.formats import hf
+from vtc.weights.planning.plan import Probe
 
 RECIPES = (
     "rtn:bits=8",

@@ -18,10 +18,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vtc.eval import measure, run, runner, scenes
+from vtc.eval import scenes
+from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.load import load
 from vtc.eval.benchmarks.jsonl import JSONL
-from vtc.eval.generate import Answerer, Asked
-from vtc.eval.load import load
+from vtc.eval.costs import measure
+from vtc.eval.running import run, runner
 
 WORDS = ("red", "green", "blue", "yes", "no")
 

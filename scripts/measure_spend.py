@@ -14,13 +14,13 @@ from statistics import fmean, stdev
 import torch
 
 import vtc
+from vtc.budget.spend import POWER
 from vtc.eval import scenes
+from vtc.eval.asking.generate import Answerer
+from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import Sample, registry
 from vtc.eval.cells import build, parse_budgets, parse_specs
-from vtc.eval.generate import Answerer
-from vtc.eval.load import load
 from vtc.methods.base import Method
-from vtc.spend import POWER
 
 
 def crowded(split: str, count: int) -> Iterable[Sample]:

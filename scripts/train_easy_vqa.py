@@ -25,8 +25,8 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from vtc.eval.scenes.train.architectures.llava import Llava
 from vtc.eval.scenes.train.export import export, tokenizer
-from vtc.eval.scenes.train.llava import Llava
 from vtc.eval.scenes.train.model import WIDTH, autocast, parameter_count
 from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
 from vtc.eval.scenes.train.stage1 import shuffled

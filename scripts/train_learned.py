@@ -22,12 +22,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtc
-from vtc.changes import LEARNED
 from vtc.eval.cells import build
-from vtc.eval.files import write_json
+from vtc.eval.results.statistics import paired_change
 from vtc.eval.scenes import SIZE, TYPES, checkpoint_path, samples
 from vtc.eval.scenes.ask import Question, ask_about
-from vtc.eval.scenes.train.llava import Llava
+from vtc.eval.scenes.train.architectures.llava import Llava
 from vtc.eval.scenes.train.measure import accuracy, first_words
 from vtc.eval.scenes.train.model import autocast
 from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
@@ -35,8 +34,9 @@ from vtc.eval.scenes.train.pack import PREFIX
 from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
 from vtc.eval.scenes.vocabulary import EOS, IDS, PAD, encode
-from vtc.eval.statistics import paired_change
-from vtc.patching import asking
+from vtc.files.atomic import write_json
+from vtc.patching.api import asking
+from vtc.patching.patch import LEARNED
 from vtc.tokens import Budget
 
 PICTURES, QUESTIONS = 16, 16  # of a step

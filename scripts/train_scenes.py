@@ -36,13 +36,14 @@ def train(args: argparse.Namespace, out: Path) -> None:
     """Both stages, then the export."""
     import torch
 
-    from vtc.eval.scenes.train.model import architectures, parameter_count
+    from vtc.eval.scenes.train.architectures import registry
+    from vtc.eval.scenes.train.model import parameter_count
     from vtc.eval.scenes.train.pictures import prepare
     from vtc.eval.scenes.train.stage1 import train_tower
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    kind = architectures()[args.kind]
+    kind = registry[args.kind]()
     model = kind.build()
     print(f"{kind.name} {parameter_count(model):.3f}M parameters, tower {parameter_count(kind.tower(model)):.3f}M")
     pictures = prepare(args.work / "tower", 0, args.pictures)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from vtc.engine.stages import slot_values
 from vtc.methods.base import Method
-from vtc.signals import (
+from vtc.signals.signals import (
     QuestionState,
     RaterAttention,
     Signal,
@@ -19,7 +20,6 @@ from vtc.signals import (
     TowerGroups,
     TowerKeys,
 )
-from vtc.stages import slot_values
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import assert_close
+from vtc.engine.capture.taps import tap
 from vtc.models import family_of
-from vtc.taps import tap
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import vtc
 from tests import zoo
 from vtc.errors import UnsupportedModel
 from vtc.methods import registry
-from vtc.patching import patch_of
-from vtc.signals import TowerAttention, TowerKeys
+from vtc.patching.api import patch_of
+from vtc.signals.signals import TowerAttention, TowerKeys
 
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
@@ -23,8 +23,12 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
     for name, kind in registry.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
-KEYS = tuple(name for name, kind in registry.items() if kind.reduces_keys)  # all rows stay: tests/test_keys.py
-SKIPPING = tuple(name for name, kind in registry.items() if kind.skips_layers)  # rows come back: tests/test_routing.py
+KEYS = tuple(
+    name for name, kind in registry.items() if kind.reduces_keys
+)  # all rows stay: tests/engine/test_kv_reduction.py
+SKIPPING = tuple(
+    name for name, kind in registry.items() if kind.skips_layers
+)  # rows come back: tests/engine/test_token_routing.py
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
 # Towers whose tokens cannot merge: a mask parts packed pictures, a resampler follows, or their layers are not known.
 STIFF = ("llava_pixtral", "mistral3", "ovis2", "perception_lm", "got_ocr2", "aria")

@@ -8,19 +8,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from vtc.version import __version__ as __version__
 
 _WHERE = {
-    "patch": "patching",
-    "unpatch": "patching",
-    "patched": "patching",
-    "patch_of": "patching",
-    "report": "patching",
-    "calibrate": "calibration",
-    "calibrate_spend": "calibration",
+    "patch": "patching.api",
+    "unpatch": "patching.api",
+    "patched": "patching.api",
+    "patch_of": "patching.api",
+    "report": "patching.api",
+    "calibrate": "patching.calibration",
+    "calibrate_spend": "patching.calibration",
     "compress": "weights.compress",
-    "save": "checkpoint",
-    "load": "checkpoint",
+    "save": "checkpoint.save_load",
+    "load": "checkpoint.save_load",
     "render_text": "pages",
     "pages_needed": "pages",
     "Budget": "tokens",
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from vtc import errors as errors
     from vtc import methods as methods
     from vtc import weights as weights
-    from vtc.calibration import calibrate as calibrate
-    from vtc.calibration import calibrate_spend as calibrate_spend
-    from vtc.checkpoint import load as load
-    from vtc.checkpoint import save as save
+    from vtc.checkpoint.save_load import load as load
+    from vtc.checkpoint.save_load import save as save
     from vtc.pages import pages_needed as pages_needed
     from vtc.pages import render_text as render_text
-    from vtc.patching import patch as patch
-    from vtc.patching import patch_of as patch_of
-    from vtc.patching import patched as patched
-    from vtc.patching import report as report
-    from vtc.patching import unpatch as unpatch
+    from vtc.patching.api import patch as patch
+    from vtc.patching.api import patch_of as patch_of
+    from vtc.patching.api import patched as patched
+    from vtc.patching.api import report as report
+    from vtc.patching.api import unpatch as unpatch
+    from vtc.patching.calibration import calibrate as calibrate
+    from vtc.patching.calibration import calibrate_spend as calibrate_spend
     from vtc.tokens import Budget as Budget
     from vtc.tokens import Reduction as Reduction
     from vtc.tokens import VisionTokens as VisionTokens

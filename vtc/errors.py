@@ -38,3 +38,7 @@ class CheckpointError(VTCError):
 
 class WeightsError(VTCError):
     """A recipe, a calibration or a layer that cannot be compressed as asked."""
+
+
+class RunRefused(VTCError):
+    """A run folder that must not be written: another writer, other settings, or files that are not ours to mend."""

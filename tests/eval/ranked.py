@@ -18,11 +18,12 @@ torch.set_num_threads(1)
 
 from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.errors import VTCError  # noqa: E402
-from vtc.eval import plots, ranks  # noqa: E402
+from vtc.eval import ranks  # noqa: E402
+from vtc.eval.asking.generate import Answerer  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
-from vtc.eval.generate import Answerer  # noqa: E402
-from vtc.eval.journal import Journal  # noqa: E402
-from vtc.eval.run import evaluate  # noqa: E402
+from vtc.eval.report import plots  # noqa: E402
+from vtc.eval.results.journal import Journal  # noqa: E402
+from vtc.eval.running.run import evaluate  # noqa: E402
 
 plots.available = lambda: False
 

@@ -17,10 +17,10 @@ pytest.importorskip("lmms_eval")
 
 from vtc.errors import BudgetError, UnknownName, VTCError
 from vtc.eval import scenes
+from vtc.eval.asking.load import load
 from vtc.eval.benchmarks.scenes import Scenes
 from vtc.eval.cells import Cell
-from vtc.eval.load import load
-from vtc.eval.run import evaluate
+from vtc.eval.running.run import evaluate
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 9  # odd: two ranks get different numbers

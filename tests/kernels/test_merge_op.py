@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.test_merge import case, merge_reference
+from tests.engine.test_merge import case, merge_reference
 from tests.tolerances import TOL, assert_close, assert_same
 from vtc.kernels.merge import merge
 

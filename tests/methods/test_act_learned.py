@@ -8,14 +8,14 @@ from torch.autograd import gradcheck
 
 import vtc
 from tests import zoo
+from tests.engine.test_kv_reduction import cuts_of
+from tests.patching.test_learned_methods import gradients, stir
 from tests.pictures import batch, picture, ready, reduce, signals
 from tests.support import KINDS, engine, logits
-from tests.test_keys import cuts_of
-from tests.test_learned import gradients, stir
 from vtc.errors import VTCError
 from vtc.methods import ActLearned, Router
 from vtc.methods.act_learned import BY_HEAD
-from vtc.patching import asking, patch_of
+from vtc.patching.api import asking, patch_of
 from vtc.tokens import Reduction
 
 

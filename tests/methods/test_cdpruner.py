@@ -7,8 +7,8 @@ from tests.pictures import batch, picture, plain
 from tests.support import engine, logits
 from tests.tolerances import assert_close, assert_same
 from vtc.methods.cdpruner import CDPruner, scaled
-from vtc.patching import patch
-from vtc.signals import TextRelevance
+from vtc.patching.api import patch
+from vtc.signals.signals import TextRelevance
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("cdpruner"))

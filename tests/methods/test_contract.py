@@ -14,7 +14,7 @@ from tests.pictures import batch, check, picture, ready, reduce, signals
 from tests.tolerances import assert_same
 from vtc.kernels.merge import merge
 from vtc.methods import registry
-from vtc.share import share
+from vtc.methods._share import share
 
 METHODS = {name: ready(method()) for name, method in registry.items()}
 RANKING = (  # they keep the best by a score or a distance

@@ -6,11 +6,11 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, picture, without_grid
 from tests.tolerances import assert_close, assert_same
+from vtc.engine.capture.taps import tower_received
 from vtc.errors import UnsupportedModel
 from vtc.methods.hiprune import HiPrune
 from vtc.models import family_of
-from vtc.signals import TowerAttention
-from vtc.taps import tower_received
+from vtc.signals.signals import TowerAttention
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("hiprune"))

@@ -10,8 +10,8 @@ from tests.tolerances import assert_close, assert_same
 from vtc.errors import UnknownName, UnsupportedModel
 from vtc.eval.cells import build
 from vtc.methods import registry
+from vtc.methods._share import share
 from vtc.methods.hired import HiRED, quotas, selector, tiles
-from vtc.share import share
 from vtc.tokens import Reduction
 
 

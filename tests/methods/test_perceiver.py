@@ -14,7 +14,7 @@ from tests.tolerances import assert_close, assert_same
 from vtc.errors import BudgetError, UnsupportedModel, VTCError
 from vtc.methods import DivPrune, Perceiver
 from vtc.methods._resampler import HEAD, Places, angles, nearness_bias, rotate
-from vtc.share import share
+from vtc.methods._share import share
 from vtc.tokens import Reduction
 
 FAMILIES = [name for name in zoo.NAMES if (name, "perceiver") not in REFUSED]

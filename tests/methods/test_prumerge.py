@@ -4,11 +4,11 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, merged, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.listener import joined_heads
+from vtc.engine.capture.listener import joined_heads
+from vtc.engine.capture.taps import tower_received
 from vtc.methods.prumerge import PruMerge
 from vtc.methods.prumerge_plus import PruMergePlus
-from vtc.signals import TowerAttention, TowerKeys
-from vtc.taps import tower_received
+from vtc.signals.signals import TowerAttention, TowerKeys
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from tests.golden import cases
 from tests.methods.test_sparsevlm import raters_of, spans
 from tests.pictures import batch, picture, plain
 from tests.tolerances import assert_close, assert_same
+from vtc.engine.capture.raters import gravity
 from vtc.methods.sparsevlm_v2 import SparseVLMv2
-from vtc.raters import gravity
-from vtc.signals import RaterAttention
+from vtc.signals.signals import RaterAttention
 
 SEEN = RaterAttention(gravity=True)
 

@@ -6,7 +6,7 @@ from tests.pictures import batch, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
 from vtc.kernels.merge import merge
 from vtc.methods.visionzip import VisionZip
-from vtc.signals import TowerAttention, TowerKeys
+from vtc.signals.signals import TowerAttention, TowerKeys
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("visionzip"))

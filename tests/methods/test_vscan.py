@@ -6,12 +6,12 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, picture, reduce, without_grid
 from tests.tolerances import assert_close, assert_same
+from vtc.budget.schedule import solve
 from vtc.errors import UnsupportedModel
 from vtc.kernels.merge import merge
 from vtc.methods.base import Stage
 from vtc.methods.vscan import VScan, distinct, windows
-from vtc.schedule import solve
-from vtc.signals import TextAttention, TowerAttention
+from vtc.signals.signals import TextAttention, TowerAttention
 from vtc.tokens import Budget
 
 

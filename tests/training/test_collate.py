@@ -9,8 +9,8 @@ from transformers import AutoProcessor
 from tests.eval.tiny import picture, tiny_processor
 from vtc.errors import DataError
 from vtc.eval import scenes
+from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks.base import Benchmark
-from vtc.eval.generate import Answerer
 from vtc.training.collate import Collator
 from vtc.training.conversations import Conversation, Turn
 

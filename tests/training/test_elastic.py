@@ -10,7 +10,7 @@ import torch
 import vtc
 from tests import zoo
 from vtc.errors import BudgetError, VTCError
-from vtc.patching import patch_of
+from vtc.patching.api import patch_of
 from vtc.tokens import Budget
 from vtc.training.elastic import Elastic
 

@@ -8,12 +8,12 @@ from transformers import AutoModelForImageTextToText
 
 import vtc
 from tests.eval.tiny import tiny_llava, tiny_processor
-from vtc.checkpoint import compression_of
+from vtc.checkpoint.save_load import compression_of
 from vtc.models import family_of
 from vtc.training.collate import Collator
 from vtc.training.conversations import JSONLines
 from vtc.training.losses import at_labels, distillation_loss
-from vtc.weights.sharing import BorrowedLinear
+from vtc.weights.structure.sharing import BorrowedLinear
 
 pytest.importorskip("accelerate")
 

@@ -74,7 +74,7 @@ def test_the_result_answers_alike_in_a_fresh_process(folder, tmp_path):
     )
     fresh = [run("-c", code, str(tmp_path / "run" / "model")) for _ in range(2)]
     from tests.training.test_run import answers
-    from vtc.checkpoint import load
+    from vtc.checkpoint.save_load import load
 
     assert fresh[0] == fresh[1]
     assert float(fresh[0]) == pytest.approx(answers(load(tmp_path / "run" / "model")).double().sum().item(), rel=1e-9)

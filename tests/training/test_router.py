@@ -9,9 +9,9 @@ from torch.autograd import gradcheck
 import vtc
 from tests import zoo
 from tests.support import logits
-from vtc.checkpoint import described, method_from
+from vtc.checkpoint.save_load import described, method_from
 from vtc.errors import NotReduced, VTCError
-from vtc.patching import patch_of
+from vtc.patching.api import patch_of
 from vtc.training.router_losses import Routed, guide_loss, routed, sparsity_loss
 from vtc.training.schedule import search
 

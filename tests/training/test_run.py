@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 
 import vtc
 from tests.eval.tiny import picture, tiny_processor
-from vtc.errors import BudgetError, CheckpointError, DataError, UnsupportedModel, VTCError
-from vtc.eval.lines import RunRefused
+from vtc.errors import BudgetError, CheckpointError, DataError, RunRefused, UnsupportedModel, VTCError
 from vtc.training.collate import Collator
 from vtc.training.conversations import Conversation, Turn
 from vtc.training.trainer import FineTuner, NotFinite
@@ -193,14 +192,14 @@ def test_another_model_teaches_by_its_answers(train, folder):
     run = train(teacher=str(folder / "model"), steps=1)
     told = dict(json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines())
     assert set(told) == {f"c{n}" for n in range(12)}
-    from vtc.eval.generate import Answerer
-    from vtc.eval.load import load
+    from vtc.eval.asking.generate import Answerer
+    from vtc.eval.asking.load import load
 
     model, processor = load(str(folder / "model"), "float32", "cpu")
     asks = Answerer(model, processor, "USER: {question} ASSISTANT:", max_new_tokens=64)
     from PIL import Image
 
-    from vtc.eval.generate import Asked
+    from vtc.eval.asking.generate import Asked
 
     prompt = asks.prompt("what is the color ?", 1)
     want = asks.answers(asks.inputs([Asked(None, [Image.open(folder / "0.png")], prompt)]))
@@ -267,7 +266,7 @@ def test_what_cannot_be_trained_is_refused(train, changes, error, message):
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path):
     import os
 
-    from vtc.eval.journal import lock
+    from vtc.eval.results.journal import lock
 
     (tmp_path / "run").mkdir()
     held = lock(tmp_path / "run")

@@ -2,7 +2,7 @@
 
 import torch
 
-from vtc.weights.gram import Gram
+from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes.base import Candidate
 
 

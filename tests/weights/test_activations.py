@@ -10,7 +10,8 @@ import vtc
 from tests import zoo
 from tests.weights.runs import distance, logits, prompts
 from vtc.errors import VTCError, WeightsError
-from vtc.weights import activations, grids
+from vtc.weights import activations
+from vtc.weights.codec import grids
 
 torchao = pytest.importorskip("torchao.quantization")
 

@@ -10,8 +10,8 @@ import vtc
 from tests import zoo
 from tests.weights.runs import distance, logits, prompts
 from vtc.errors import UnknownName, WeightsError
-from vtc.weights import hf
-from vtc.weights.codec import CompressedEmbedding, CompressedLinear
+from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
+from vtc.weights.formats import hf
 from vtc.weights.recipe import Recipe
 
 

@@ -20,7 +20,7 @@ def archive(
 
     vtc archive ./my-vlm my-vlm.vtcz
     """
-    from vtc.weights.lossless import archive as run
+    from vtc.weights.lossless.archive import archive as run
 
     index = run(source, path)
     size = path.stat().st_size
@@ -37,7 +37,7 @@ def unarchive(
 
     vtc unarchive my-vlm.vtcz ./my-vlm
     """
-    from vtc.weights.lossless import unarchive as run
+    from vtc.weights.lossless.archive import unarchive as run
 
     typer.echo(f"{run(path, folder)}: all files are as they were stored")
 
@@ -52,6 +52,6 @@ def restore(
 
     vtc restore ./my-vlm-int4 ./my-vlm
     """
-    from vtc.weights.restore import restore as run
+    from vtc.checkpoint.restore import restore as run
 
     typer.echo(f"{run(folder, out)}: all files are as they were before the weights were compressed")

@@ -43,9 +43,9 @@ def calibrate(
 
     In Python: vtc.patch(model, vtc.calibrate(model, prompts), budget).
     """
-    from vtc.calibration import calibrate as run
     from vtc.eval import cells
-    from vtc.eval.load import load
+    from vtc.eval.asking.load import load
+    from vtc.patching.calibration import calibrate as run
 
     least = cells.parse_budget(budget)
     source = benchmark(calibration, examples, data_dir, seed)

@@ -61,15 +61,15 @@ def sources(data: Path | None, benchmarks: str, data_dir: Path | None, **options
     """The benchmarks that are asked: your own file, or those that are named."""
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
-    from vtc.eval import suite
     from vtc.eval.benchmarks import reader
+    from vtc.eval.running import suite
 
     return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
 
 
 def benchmark(named: str, examples: int, data_dir: Path | None, seed: int) -> Any:
     """The benchmark that ``NAME`` or ``NAME:SPLIT`` means; without a split its dev split, where it has one."""
-    from vtc.eval import suite
+    from vtc.eval.running import suite
 
     name, _, split = named.partition(":")
     found = suite.parse(name, data_dir, split=split, prefer="dev", seed=seed, limit=examples)
@@ -80,7 +80,7 @@ def benchmark(named: str, examples: int, data_dir: Path | None, seed: int) -> An
 
 def batches(model: Any, processor: Any, source: Any, samples: list[Any], size: int) -> list[Any]:
     """The samples' prompts as the processor makes them."""
-    from vtc.eval.generate import Answerer
+    from vtc.eval.asking.generate import Answerer
 
     answerer = Answerer(model, processor, source.frame)
     asked = [answerer.ready(sample, source) for sample in samples]
@@ -91,7 +91,7 @@ def tell(results: Any) -> None:
     """The table, and where everything is."""
     from rich.console import Console
 
-    from vtc.eval import tables
+    from vtc.eval.report import tables
 
     wide = Console(width=None if sys.stdout.isatty() else 120)
     wide.print(tables.terminal(results.summary, results.measured))

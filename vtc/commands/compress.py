@@ -80,13 +80,14 @@ def compress(
     scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
     Stopped or killed, the output folder is as it was.
     """
-    from vtc import folders
-    from vtc.checkpoint import CONFIG, FORMATS, save, weights_sha256
+    from vtc.checkpoint.save_load import CONFIG, FORMATS, save
     from vtc.eval import cells
-    from vtc.eval.load import load
+    from vtc.eval.asking.load import load
+    from vtc.files import folders
+    from vtc.files.digest import weights_sha256
     from vtc.weights import Recipe
     from vtc.weights import compress as run
-    from vtc.weights.planes import coders
+    from vtc.weights.lossless.planes import coders
 
     if format not in FORMATS:
         raise VTCError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
@@ -141,8 +142,8 @@ def parse_size(text: str) -> float:
 def planned(model: Any, prompts: list[Any], recipe: Any, candidates: str, bits: float, size: float) -> tuple[Any, Any]:
     """The plan for the layers of ``recipe`` whose weights take ``bits`` a weight, or with all other tensors ``size``
     bytes, and its check."""
-    from vtc.weights.plan import allocate, trials
-    from vtc.weights.plan_check import check
+    from vtc.weights.planning.check import check
+    from vtc.weights.planning.plan import allocate, trials
 
     if len(prompts) < 3:
         raise VTCError("a target needs three batches of prompts: to fit, to foresee, to compare; give more --examples")
@@ -167,9 +168,9 @@ def write_plan(plan: Any, checked: Any, folder: Path) -> None:
     """plan.md, plan.json and, where matplotlib is, plan.png."""
     import dataclasses
 
-    from vtc.eval import plots
-    from vtc.eval.files import write_atomic, write_json, write_text
-    from vtc.weights import plan_report
+    from vtc.eval.report import plots
+    from vtc.files.atomic import write_atomic, write_json, write_text
+    from vtc.weights.planning import report as plan_report
 
     write_text(folder / "plan.md", plan_report.table(plan, checked))
     write_json(folder / "plan.json", plan.written() | {"check": dataclasses.asdict(checked)})
@@ -192,7 +193,7 @@ def show(model: Any) -> None:
 
 def by_kind(model: Any) -> list[tuple[str, ...]]:
     """A row for each last part of the layers' names, and one for all."""
-    from vtc.weights import hf
+    from vtc.weights.formats import hf
 
     config = hf.config_of(model)
     layers = {} if config is None else config.manifest["layers"]

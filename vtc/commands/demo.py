@@ -20,6 +20,6 @@ def demo(
 ) -> None:
     """Every method at 50, 25, 12.5 and 6.25 % of the tokens on the built-in testbed: minutes on a CPU, no downloads."""
     from vtc.eval import cells
-    from vtc.eval.demo import run
+    from vtc.eval.studies.demo import run
 
     tell(run(output, questions, cells.parse_specs(methods), cells.parse_budgets(budgets)))

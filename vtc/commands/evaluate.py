@@ -103,9 +103,10 @@ def evaluate(
     if not model or output is None:
         raise VTCError("give --model and --output")
     asked = sources(data, benchmarks, data_dir, split=split, seed=seed, limit=limit)
-    from vtc.eval import cells, ranks, suite
-    from vtc.eval.generate import check_template
-    from vtc.eval.load import load
+    from vtc.eval import cells, ranks
+    from vtc.eval.asking.generate import check_template
+    from vtc.eval.asking.load import load
+    from vtc.eval.running import suite
 
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
@@ -143,7 +144,7 @@ def evaluate(
 
 def check_errors(runs: list[Any], allow: bool) -> None:
     """Raises when nothing was answered, or when answers are missing and that is not allowed; names the first errors."""
-    from vtc.eval.lines import first_errors
+    from vtc.eval.results.lines import first_errors
 
     for results in runs:
         cells = results.summary["cells"].values()
@@ -159,8 +160,8 @@ def check_errors(runs: list[Any], allow: bool) -> None:
 
 def tell_changes(a: Path, b: Path, output: Path | None) -> None:
     """What changed from run ``a`` to run ``b``, also as ``compare.json`` in ``output``."""
-    from vtc.eval.compare import compare, markdown
-    from vtc.eval.files import write_json
+    from vtc.eval.studies.compare import compare, markdown
+    from vtc.files.atomic import write_json
 
     found = compare(a, b)
     typer.echo(markdown(found))

@@ -10,7 +10,7 @@ def list_methods(debug: Debug = False) -> None:
     """The methods there are: where they cut, what they look at, and the paper."""
     from rich.console import Console
 
-    from vtc.eval.catalogue import papers, table
+    from vtc.eval.report.catalogue import papers, table
 
     console = Console()
     console.print(table())

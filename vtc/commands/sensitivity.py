@@ -55,8 +55,8 @@ def sensitivity(
     """
     asked = sources(data, benchmarks, data_dir, split=split, prefer="dev", seed=seed, limit=limit)
     from vtc.eval import cells
-    from vtc.eval.load import load
-    from vtc.eval.sensitivity import sensitivity as run
+    from vtc.eval.asking.load import load
+    from vtc.eval.studies.sensitivity import sensitivity as run
 
     where = [whole_number(part) for part in layers.split(",") if part.strip()] or None
     shares = [float(share) for share in cells.parse_budgets(keep)]

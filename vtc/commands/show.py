@@ -29,7 +29,7 @@ def show(
 
         vtc show --model ./my-vlm --image cat.png --question "What is this?" --method visionzip,divprune --budget 64
     """
-    from vtc.eval.show import run
+    from vtc.eval.studies.show import run
 
     for line in run(model, image, question, method, budget, output, dtype, device, attn):
         typer.echo(line)

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 import vtc
 from vtc.errors import BudgetError, DataError, VTCError
+from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import build, parse_budget
-from vtc.eval.generate import Answerer, Asked
-from vtc.eval.images import to_rgb
-from vtc.eval.load import load
+from vtc.eval.data.images import to_rgb
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 

@@ -12,9 +12,9 @@ from string import ascii_uppercase
 from PIL import Image
 
 from vtc.errors import DataError
+from vtc.eval.asking.generate import MARK
 from vtc.eval.benchmarks import Benchmark, Sample
-from vtc.eval.files import write_atomic
-from vtc.eval.generate import MARK
+from vtc.files.atomic import write_atomic
 
 COLUMNS = ("index", "id", "image", "image_path", "question", *ascii_uppercase, "answer", "category", "l2-category")
 # What pandas.read_csv takes for a missing value, as VLMEvalKit calls it.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtc.kernels.merged_attention import check, in_kernel, like_heads, reference, wide
+from vtc.kernels.heads import like_heads
+from vtc.kernels.merged_attention import check, in_kernel, reference, wide
 
 
 def decode_merged(

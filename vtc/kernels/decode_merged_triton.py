@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vtc.kernels.dispatch import power
-from vtc.kernels.merged_attention import like_heads
+from vtc.kernels.heads import like_heads
 from vtc.kernels.merged_attention_triton import (
     LOG2E,
     TYPES,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.kernels.dispatch import use_triton
+from vtc.kernels.heads import like_heads
 
 BLOCK = 1 << 22  # attention weights the reference holds at a time (16 MiB of float32)
 WIDEST = 256  # heads that the kernels have tiles for; wider ones take the reference
@@ -99,11 +100,6 @@ def _backward(
 def in_kernel(q: Tensor, k: Tensor, *more: Tensor | None) -> bool:
     """Whether the Triton kernels take this: something to compute, and heads they have tiles for."""
     return use_triton(q, k, *more) and q.numel() > 0 and k.numel() > 0 and q.shape[-1] <= WIDEST
-
-
-def like_heads(x: Tensor) -> Tensor:
-    """Empty, of the shape of x ``[B, H, N, d]``, stored as ``[B, N, H, d]``: what projections write and read."""
-    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

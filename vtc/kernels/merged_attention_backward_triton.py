@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vtc.kernels.merged_attention import like_heads
+from vtc.kernels.heads import like_heads
 from vtc.kernels.merged_attention_triton import (
     LOG2E,
     TYPES,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vtc.kernels.dispatch import arch, config, interpreted, power
-from vtc.kernels.merged_attention import like_heads
+from vtc.kernels.heads import like_heads
 from vtc.kernels.tile_triton import dot
 
 LOG2E = tl.constexpr(1.4426950408889634)

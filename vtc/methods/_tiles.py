@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals import Signal, TextPivots
+from vtc.signals.signals import Signal, TextPivots
 from vtc.tokens import Reduction, VisionTokens, scatter_valid
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.gates import soft_top_k
 from vtc.methods import register
+from vtc.methods._soft_top_k import soft_top_k
 from vtc.methods.act import spread
 from vtc.methods.base import Method, Stage
-from vtc.signals import QuestionState, Signal, TextAttention, TokenStates
+from vtc.signals.signals import QuestionState, Signal, TextAttention, TokenStates
 from vtc.tokens import Reduction, VisionTokens
 
 BY_HEAD, TOKENS, QUESTION = TextAttention("next", by_head=True), TokenStates(), QuestionState()

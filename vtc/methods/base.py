@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from vtc.signals import Signal, TowerGroups
-from vtc.spend import EQUAL, Spend
+from vtc.budget.spend import EQUAL, Spend
+from vtc.signals.signals import Signal, TowerGroups
 from vtc.tokens import Reduction, VisionTokens
 
 

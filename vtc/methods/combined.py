@@ -7,12 +7,12 @@ from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
+from vtc.budget.spend import EQUAL
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
 from vtc.methods.divprune import DivPrune
 from vtc.methods.fastv import FastV
-from vtc.signals import Signal
-from vtc.spend import EQUAL
+from vtc.signals.signals import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 

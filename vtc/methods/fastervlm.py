@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention
+from vtc.signals.signals import Signal, TowerAttention
 from vtc.tokens import Reduction, VisionTokens
 
 

@@ -12,7 +12,7 @@ from vtc.methods import register
 from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention
+from vtc.signals.signals import Signal, TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut, scatter_valid, top
 
 

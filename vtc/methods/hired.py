@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtc.budget.spend import EQUAL
 from vtc.methods import register, registry
 from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods._tiles import reduce_tiles
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention, TowerGroups
-from vtc.spend import EQUAL
+from vtc.signals.signals import Signal, TowerAttention, TowerGroups
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

@@ -12,7 +12,7 @@ from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention
+from vtc.signals.signals import Signal, TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.kernels.match import match
 from vtc.methods import register
+from vtc.methods._share import share
 from vtc.methods.base import Method, Stage
-from vtc.share import share
-from vtc.signals import Signal
+from vtc.signals.signals import Signal
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vtc.kernels.gather import gather_rows
 from vtc.kernels.match import BLOCK, unit
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.rows import gather_rows
-from vtc.signals import Signal, TowerAttention, TowerKeys
+from vtc.signals.signals import Signal, TowerAttention, TowerKeys
 from vtc.tokens import Reduction, VisionTokens, cut, scatter_valid, top
 
 

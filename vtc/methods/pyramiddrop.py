@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.methods import register
 from vtc.methods.base import Method, Stage, depths
-from vtc.signals import Signal, TextAttention
+from vtc.signals.signals import Signal, TextAttention
 from vtc.tokens import Reduction, VisionTokens
 
 

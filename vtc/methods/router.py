@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.gates import soft_top_k
 from vtc.methods import register
+from vtc.methods._soft_top_k import soft_top_k
 from vtc.methods.base import Method, Stage
-from vtc.signals import Signal, TextAttention
+from vtc.signals.signals import Signal, TextAttention
 from vtc.tokens import Reduction, VisionTokens
 
 SEEN = TextAttention("next")

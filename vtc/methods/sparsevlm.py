@@ -12,7 +12,7 @@ from vtc.methods import register
 from vtc.methods._density import closest, peaks
 from vtc.methods._ranks import ranks
 from vtc.methods.base import Method, Stage, depths
-from vtc.signals import RaterAttention, Signal
+from vtc.signals.signals import RaterAttention, Signal
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, top
 
 

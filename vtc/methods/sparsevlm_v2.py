@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
 from vtc.methods.sparsevlm import inside
-from vtc.signals import RaterAttention, Signal
+from vtc.signals.signals import RaterAttention, Signal
 from vtc.tokens import Reduction, VisionTokens
 
 GRAVITY = RaterAttention(gravity=True)

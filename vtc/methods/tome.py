@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.methods.bipartite import leaders
-from vtc.signals import Signal, TowerGroups
+from vtc.signals.signals import Signal, TowerGroups
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, top
 
 

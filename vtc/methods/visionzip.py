@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.kernels.match import match
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals import Signal, TowerAttention, TowerKeys
+from vtc.signals.signals import Signal, TowerAttention, TowerKeys
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, sort_padded, top
 
 

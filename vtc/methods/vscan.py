@@ -11,9 +11,9 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first, ranks_within
+from vtc.methods._share import share
 from vtc.methods.base import Method, Stage
-from vtc.share import share
-from vtc.signals import Signal, TextAttention, TowerAttention
+from vtc.signals.signals import Signal, TextAttention, TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

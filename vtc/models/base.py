@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.models.blocks import Block
-from vtc.signals import Signal
-from vtc.units import Units
+from vtc.signals.signals import Signal
+from vtc.towers.blocks import Block
+from vtc.towers.units import Units
 
 
 @dataclass

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vtc.errors import UnsupportedModel
 from vtc.models import register, registry
 from vtc.models.base import Family, Place, TowerRun
-from vtc.models.blocks import KNOWN, Block
 from vtc.models.inspection import (
     TOWERS,
     attention_layers,
@@ -26,8 +25,9 @@ from vtc.models.inspection import (
     unwrapped,
 )
 from vtc.models.maps import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
-from vtc.signals import Signal, TowerGroups
-from vtc.units import Blocks, Units
+from vtc.signals.signals import Signal, TowerGroups
+from vtc.towers.blocks import KNOWN, Block
+from vtc.towers.units import Blocks, Units
 
 
 @register("llava")

@@ -9,8 +9,8 @@ from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
 from vtc.models.maps import join_packed, raster_place
-from vtc.signals import Signal, TowerAttention, TowerGroups
-from vtc.units import Packed, Units
+from vtc.signals.signals import Signal, TowerAttention, TowerGroups
+from vtc.towers.units import Packed, Units
 
 
 @register("qwen2_vl")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
-from vtc.models.blocks import Block
+from vtc.towers.blocks import Block
 
 
 def is_timm(model: nn.Module) -> bool:

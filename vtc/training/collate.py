@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vtc.errors import DataError, UnsupportedModel
+from vtc.eval.asking.generate import MARK, Answerer, content, marks, split_marks
 from vtc.eval.benchmarks.base import Benchmark
-from vtc.eval.generate import MARK, Answerer, content, marks, split_marks
 from vtc.training.conversations import Conversation
 from vtc.training.losses import IGNORE
 

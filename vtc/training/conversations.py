@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vtc.errors import DataError
+from vtc.eval.asking.generate import MARK
 from vtc.eval.benchmarks.base import hash_file
 from vtc.eval.benchmarks.jsonl import MAX_IMAGES, lines, record
 from vtc.eval.benchmarks.rows import brief
-from vtc.eval.generate import MARK
-from vtc.eval.images import load_any, resolve
+from vtc.eval.data.images import load_any, resolve
+from vtc.eval.data.seen_texts import Seen
 from vtc.eval.scenes import SPLITS, TYPES, ask, scene
-from vtc.eval.seen import Seen
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vtc.eval.files import finite, write_atomic
+from vtc.files.atomic import finite, write_atomic
 
 
 def lines(history: list[dict[str, Any]]) -> str:

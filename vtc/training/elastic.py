@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from vtc.errors import BudgetError, VTCError
-from vtc.patching import patch_of
+from vtc.patching.api import patch_of
 from vtc.tokens import Budget
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from vtc.weights.codec import CompressedLinear
-from vtc.weights.terms import LowRank
+from vtc.weights.codec.linear import CompressedLinear
+from vtc.weights.codec.terms import LowRank
 
 
 def thaw(model: nn.Module) -> list[str]:

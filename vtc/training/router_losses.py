@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 
+from vtc.engine.state import Cut
 from vtc.errors import NotReduced, VTCError
-from vtc.gates import soft_top_k
+from vtc.methods._soft_top_k import soft_top_k
 from vtc.methods.router import Router
-from vtc.patching import patch_of
-from vtc.state import Cut
+from vtc.patching.api import patch_of
 from vtc.tokens import top
 
 

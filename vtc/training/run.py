@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments, set_seed
 
 import vtc
-from vtc import checkpoint
+from vtc.checkpoint.config import CONFIG
+from vtc.checkpoint.save_load import compression_of
 from vtc.errors import CheckpointError, DataError, VTCError
+from vtc.eval.asking.load import load as load_plain
+from vtc.eval.asking.load import pick_device
 from vtc.eval.cells import build, parse_budgets
-from vtc.eval.files import write_text
-from vtc.eval.journal import check_config, lock
-from vtc.eval.load import load as load_plain
-from vtc.eval.load import pick_device
+from vtc.eval.results.journal import check_config
+from vtc.files.atomic import write_text
+from vtc.files.digest import weights_sha256
+from vtc.files.lock import lock
 from vtc.models.inspection import unwrapped
-from vtc.patching import patch_of
+from vtc.patching.api import patch_of
 from vtc.training.collate import Collator
 from vtc.training.conversations import Answered, Source, source
 from vtc.training.elastic import Elastic
@@ -111,7 +115,7 @@ def run(
             finish(settings, output, processor, trainer)
     finally:
         if held is not None:
-            os.close(held)
+            held.release()
     return output / "model"
 
 
@@ -147,7 +151,7 @@ def arguments(settings: Settings, output: Path, save_every: int, log_every: int,
 def load(settings: Settings) -> tuple[Any, Any]:
     """(model, processor) in float32, patched as asked, low-rank factors ready to learn."""
     folder = Path(settings.model)
-    if (folder / checkpoint.CONFIG).exists():
+    if (folder / CONFIG).exists():
         from transformers import AutoProcessor
 
         model, processor = vtc.load(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
@@ -173,11 +177,11 @@ def longest(model: Any, settings: Settings) -> int | None:
 
 def begin(
     settings: Settings, output: Path, args: TrainingArguments, data: Source, overwrite: bool = False
-) -> int | None:
+) -> FileLock | None:
     """The first process locks the folder and compares its settings with the run that it holds."""
     config = dataclasses.asdict(settings) | {"data": data.name, "processes": args.world_size, "weights": ""}
     if Path(settings.model).is_dir():
-        config["weights"] = checkpoint.weights_sha256(settings.model)
+        config["weights"] = weights_sha256(settings.model)
     held = None
     with args.main_process_first(local=False):
         if args.process_index == 0:
@@ -188,7 +192,7 @@ def begin(
                     clear(output)
                 check_config(output, config)
             except BaseException:
-                os.close(held)
+                held.release()
                 raise
     return held
 
@@ -298,7 +302,7 @@ def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner)
 
 def save(model: Any, folder: Path, processor: Any) -> None:
     """``vtc.save`` where there is a patch, compressed weights or an adapter, and an ordinary checkpoint elsewhere."""
-    if patch_of(model) is None and checkpoint.compression_of(model) is None and not hasattr(model, "peft_config"):
+    if patch_of(model) is None and compression_of(model) is None and not hasattr(model, "peft_config"):
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     else:

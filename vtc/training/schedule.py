@@ -9,10 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from vtc.changes import Patch
 from vtc.errors import VTCError
 from vtc.methods.router import Router
-from vtc.patching import patch_of
+from vtc.patching.api import patch_of
+from vtc.patching.patch import Patch
 
 MOST = 4.0  # a layer runs at most this many times the tokens of an even share, or this part of it, before bounds
 

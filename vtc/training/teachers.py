@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import UnsupportedModel
-from vtc.patching import paused
+from vtc.patching.api import paused
 from vtc.training.collate import Collator
 from vtc.training.conversations import Conversation, Turn
 from vtc.training.losses import IGNORE

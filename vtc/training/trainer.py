@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vtc.errors import CheckpointError, VTCError
-from vtc.eval.files import write_atomic, write_text
-from vtc.patching import asking
+from vtc.files.atomic import write_atomic, write_text
+from vtc.patching.api import asking
 from vtc.training.collate import SAMPLES
 from vtc.training.curves import draw, lines
 from vtc.training.losses import answer_loss, at_labels, distillation_loss

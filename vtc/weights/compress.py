@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-import vtc
 from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.models.base import Family
-from vtc.weights import hf
-from vtc.weights.balance import weigher
-from vtc.weights.codec import CompressedEmbedding, CompressedLinear
-from vtc.weights.edits import Edits
-from vtc.weights.gram import Gram
-from vtc.weights.manifest import calibration_sha256
+from vtc.version import __version__
+from vtc.weights.calibration.block_walk import Example, Walk
+from vtc.weights.calibration.token_weighting import weigher
+from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
+from vtc.weights.fitting.gram import Gram
+from vtc.weights.formats import hf
+from vtc.weights.formats.manifest import calibration_sha256
 from vtc.weights.passes._structure import Scope
 from vtc.weights.passes.base import Candidate, Pass
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import block_of, layers_of, part_of
-from vtc.weights.walk import Example, Walk
+from vtc.weights.structure.edits import Edits
 
 Layers = dict[str, Any]  # nn.Linear or nn.Embedding by name
 
@@ -67,7 +67,7 @@ def compress(
         "calibration_sha256": calibration_sha256(examples) if examples else None,
         "structure": structure,
         "layers": told,
-        "vtc": vtc.__version__,
+        "vtc": __version__,
     }
     if older is not None:
         manifest["before"] = older.manifest

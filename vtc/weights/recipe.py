@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import WeightsError
-from vtc.weights.balance import WAYS
+from vtc.weights.calibration.token_weighting import WAYS
 from vtc.weights.passes import registry
 from vtc.weights.passes._structure import StructuredPass
 from vtc.weights.passes.base import Pass

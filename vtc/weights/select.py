@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from vtc.changes import LEARNED
 from vtc.errors import WeightsError
 from vtc.models.base import Family
-from vtc.weights.sharing import BorrowedLinear
+from vtc.patching.patch import LEARNED
+from vtc.weights.structure.sharing import BorrowedLinear
 
 PARTS = ("decoder", "tower", "projector", "lm_head", "embeddings")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from vtc.errors import DataError
 from vtc.eval.benchmarks import register
 from vtc.eval.benchmarks.base import Benchmark, Sample, hash_file
-from vtc.eval.images import load_image
+from vtc.eval.data.images import load_image
 
 
 @register("easy_vqa")

@@ -14,8 +14,8 @@ from PIL import Image
 from vtc.errors import DataError
 from vtc.eval.benchmarks import register
 from vtc.eval.benchmarks.base import Benchmark, Sample, hash_file
-from vtc.eval.images import load_image, pixels
-from vtc.eval.seen import Seen
+from vtc.eval.data.images import load_image, pixels
+from vtc.eval.data.seen_texts import Seen
 
 MAX_LINE = 1_000_000  # bytes
 MAX_IMAGES = 64

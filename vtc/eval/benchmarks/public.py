@@ -15,8 +15,8 @@ from PIL import Image
 from vtc.errors import DataError
 from vtc.eval.benchmarks import forms, rows
 from vtc.eval.benchmarks.base import Benchmark, Sample
-from vtc.eval.images import load_any, stored_pixels
-from vtc.eval.seen import Seen
+from vtc.eval.data.images import load_any, stored_pixels
+from vtc.eval.data.seen_texts import Seen
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

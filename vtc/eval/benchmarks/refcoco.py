@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
 from vtc.eval.benchmarks.public import Public
-from vtc.eval.images import load_any
+from vtc.eval.data.images import load_any
 from vtc.eval.metrics import mean
 from vtc.eval.metrics.boxes import iou, parse_box, rescale
 

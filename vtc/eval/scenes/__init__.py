@@ -5,11 +5,11 @@ Drawing and asking need numpy and Pillow only; the checkpoint is a folder that t
 
 from pathlib import Path
 
-from .ask import ONE_HOP, TWO_HOP, TYPES, Question, ask
-from .draw import CROWD, PATCH, SIZE, Object, Scene, scene
-from .page import page
-from .sample import PROMPT, Sample, samples
-from .splits import SPLITS
+from vtc.eval.scenes.ask import ONE_HOP, TWO_HOP, TYPES, Question, ask
+from vtc.eval.scenes.draw import CROWD, PATCH, SIZE, Object, Scene, scene
+from vtc.eval.scenes.page import page
+from vtc.eval.scenes.sample import PROMPT, Sample, samples
+from vtc.eval.scenes.splits import SPLITS
 
 __all__ = [
     "CROWD",

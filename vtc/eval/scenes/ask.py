@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from .draw import Box, Object, Scene
-from .glyphs import COLORS, SHAPES
-from .vocabulary import PLACES
+from vtc.eval.scenes.draw import Box, Object, Scene
+from vtc.eval.scenes.glyphs import COLORS, SHAPES
+from vtc.eval.scenes.vocabulary import PLACES
 
 ONE_HOP = ("exist", "color", "shape", "count", "relation", "digit", "word")
 """Answered by looking at one place, or at all places at once."""

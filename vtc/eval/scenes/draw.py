@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .glyphs import COLORS, DIGIT_MASKS, DIGITS, SHAPE_MASKS, SHAPE_SIZES, SHAPES, WORD_MASKS, WORDS
+from vtc.eval.scenes.glyphs import COLORS, DIGIT_MASKS, DIGITS, SHAPE_MASKS, SHAPE_SIZES, SHAPES, WORD_MASKS, WORDS
 
 SIZE = 112
 """Height and width of a picture, in pixels."""

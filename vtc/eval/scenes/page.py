@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vtc.eval.scenes.draw import SIZE, Object, Scene, compose
+from vtc.eval.scenes.glyphs import WORD_MASKS
 from vtc.pages import wrap
-
-from .draw import SIZE, Object, Scene, compose
-from .glyphs import WORD_MASKS
 
 MARGIN, GAP, PITCH = 6, 6, 14
 """Pixels around the text, between two words, and from one line to the next."""

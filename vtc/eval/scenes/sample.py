@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .ask import TYPES, Question, ask, check_types
-from .draw import Box, scene
-from .splits import SPLITS
+from vtc.eval.scenes.ask import TYPES, Question, ask, check_types
+from vtc.eval.scenes.draw import Box, scene
+from vtc.eval.scenes.splits import SPLITS
 
 PROMPT = "USER: <image> {question} ASSISTANT:"
 PER_SCENE = 3

@@ -1,6 +1,6 @@
 """Every word of the questions and answers: the tokenizer's whole vocabulary."""
 
-from .glyphs import COLORS, DIGITS, SHAPES, WORDS
+from vtc.eval.scenes.glyphs import COLORS, DIGITS, SHAPES, WORDS
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
 FRAME = tuple("is there a ? what color the shape how many digits digit word written or of".split())

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.lowrank import rank_for
+from vtc.weights.codec.terms import LowRank
+from vtc.weights.fitting.lowrank import rank_for
 from vtc.weights.passes.base import Candidate, Pass
-from vtc.weights.terms import LowRank
 
 
 @dataclass(frozen=True)

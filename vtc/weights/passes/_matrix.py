@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vtc.weights import layouts
+from vtc.weights.codec import sparsity as layouts
+from vtc.weights.codec.terms import Floats, Ints
 from vtc.weights.passes.base import Candidate
-from vtc.weights.terms import Floats, Ints
 
 
 def as_ints(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.weights.masks import highest
+from vtc.weights.fitting.masks import highest
 from vtc.weights.passes._matrix import as_floats
 from vtc.weights.passes.base import Candidate, Pass, check_pattern, check_share
 

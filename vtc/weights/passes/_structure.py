@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from vtc.errors import WeightsError
 from vtc.models import family_of
-from vtc.patching import patch_of
-from vtc.weights import importance
-from vtc.weights.edits import Edits
+from vtc.patching.api import patch_of
+from vtc.weights.calibration.block_walk import Example, Walk
+from vtc.weights.calibration.channel_statistics import Buckets, Channels, channels_of, influence_of
 from vtc.weights.passes.base import Candidate, Pass, check_flag, check_share
-from vtc.weights.structure import Site, shrink, sites
-from vtc.weights.survey import Buckets, Channels, channels_of, influence_of
-from vtc.weights.walk import Example, Walk
+from vtc.weights.structure import importance
+from vtc.weights.structure.edits import Edits
+from vtc.weights.structure.sites import Site, shrink, sites
 
 SCORES = ("wifv", "ifv", "wifn", "norm", "magnitude")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.lowrank import scaled
+from vtc.weights.fitting.lowrank import scaled
 from vtc.weights.passes import register
 from vtc.weights.passes._lowrank import LowRankPass
 from vtc.weights.passes.base import Candidate

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtc.weights import grids
-from vtc.weights.gram import Gram
+from vtc.weights.codec import grids
+from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.gram import Gram
-from vtc.weights.layouts import n_of_m
-from vtc.weights.terms import Tensors, Term
+from vtc.weights.codec.sparsity import n_of_m
+from vtc.weights.codec.terms import Tensors, Term
+from vtc.weights.fitting.gram import Gram
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from vtc.errors import WeightsError
 from vtc.models import family_of
-from vtc.patching import patch_of
-from vtc.weights.edits import Edits
+from vtc.patching.api import patch_of
+from vtc.weights.calibration.block_walk import Walk
+from vtc.weights.calibration.channel_statistics import influence_of
 from vtc.weights.passes import register
 from vtc.weights.passes._structure import Scope, StructuredPass
 from vtc.weights.passes.base import check_flag, check_share
-from vtc.weights.sharing import BorrowedLinear, OutputNorm, borrow, donor, least_needed, linears_of, normalise
-from vtc.weights.sharing import unnormalise as undo_norm
-from vtc.weights.survey import influence_of
-from vtc.weights.walk import Walk
+from vtc.weights.structure.edits import Edits
+from vtc.weights.structure.sharing import BorrowedLinear, OutputNorm, borrow, donor, least_needed, linears_of, normalise
+from vtc.weights.structure.sharing import unnormalise as undo_norm
 
 Statistics = tuple[Tensor, Tensor]  # mean and deviation of each feature
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.gram import DAMP, Gram
+from vtc.weights.codec.terms import Vectors
+from vtc.weights.fitting.gram import DAMP, Gram
+from vtc.weights.fitting.sweep import Rule, Swept, sweep, sweep_ordered
 from vtc.weights.passes import register
 from vtc.weights.passes._lowrank import check_layer
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
-from vtc.weights.sweep import Rule, Swept, sweep, sweep_ordered
-from vtc.weights.terms import Vectors
 
 Bands = tuple[tuple[int, int | None], ...]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.masks import all_but_lowest
+from vtc.weights.fitting.masks import all_but_lowest
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtc.weights.gram import DAMP
+from vtc.weights.fitting.gram import DAMP
+from vtc.weights.fitting.sweep import Rule, sweep
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group
-from vtc.weights.sweep import Rule, sweep
 
 
 @register("gptq")

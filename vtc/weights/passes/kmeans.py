@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtc.weights.gram import Gram
-from vtc.weights.packing import pack
+from vtc.weights.codec.packing import pack
+from vtc.weights.codec.terms import Codebook
+from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import register
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag
-from vtc.weights.terms import Codebook
 
 ROUNDS = 200  # 16 values are settled after about 100, 256 values after about 40
 

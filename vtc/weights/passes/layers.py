@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.changes import Patch
 from vtc.errors import UnsupportedModel, WeightsError
 from vtc.models import family_of
-from vtc.patching import patch_of
-from vtc.weights.edits import Edits
+from vtc.patching.api import patch_of
+from vtc.patching.patch import Patch
+from vtc.weights.calibration.block_walk import Walk
+from vtc.weights.calibration.channel_statistics import influence_of
 from vtc.weights.passes import register
 from vtc.weights.passes._structure import Scope, StructuredPass
 from vtc.weights.passes.base import check_share
-from vtc.weights.structure import refuse_shared_keys
-from vtc.weights.survey import influence_of
-from vtc.weights.walk import Walk
+from vtc.weights.structure.edits import Edits
+from vtc.weights.structure.sites import refuse_shared_keys
 
 
 @register("layers")

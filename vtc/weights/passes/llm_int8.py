@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
+from vtc.weights.codec.terms import Columns
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass
-from vtc.weights.terms import Columns
 
 
 @register("llm_int8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vtc.weights import grids
+from vtc.weights.codec import grids
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group

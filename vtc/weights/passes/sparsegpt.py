@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from vtc.weights.gram import DAMP
-from vtc.weights.layouts import n_of_m, value_shape
+from vtc.weights.codec.sparsity import n_of_m, value_shape
+from vtc.weights.fitting.gram import DAMP
+from vtc.weights.fitting.sweep import Rule, sweep
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_floats, as_ints
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag, check_group, check_pattern, check_share
-from vtc.weights.sweep import Rule, sweep
 
 
 @register("sparsegpt")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.weights.lowrank import whitened
+from vtc.weights.fitting.lowrank import whitened
 from vtc.weights.passes import register
 from vtc.weights.passes._lowrank import LowRankPass
 from vtc.weights.passes.base import Candidate

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vtc.weights.codec.terms import Trits
 from vtc.weights.passes import register
 from vtc.weights.passes.base import Candidate, Pass, check_flag
-from vtc.weights.terms import Trits
 
 LEAST_SCALE = 1e-5
 

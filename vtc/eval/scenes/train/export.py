@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ..vocabulary import BOS, EOS, IDS, PAD
-from .model import Architecture
+from vtc.eval.scenes.train.model import Architecture
+from vtc.eval.scenes.vocabulary import BOS, EOS, IDS, PAD
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: "

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..draw import PATCH, SIZE, Object, Scene
-from ..glyphs import COLORS, DIGITS, SHAPES, WORDS
+from vtc.eval.scenes.draw import PATCH, SIZE, Object, Scene
+from vtc.eval.scenes.glyphs import COLORS, DIGITS, SHAPES, WORDS
 
 GRID = SIZE // PATCH
 KINDS = ("ground", *SHAPES, *DIGITS, *WORDS, "decoy")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..ask import ONE_HOP, TWO_HOP, TYPES
-from ..sample import Sample, samples
-from ..vocabulary import IMAGE, VOCABULARY
-from .model import TOKENS
+from vtc.eval.scenes.ask import ONE_HOP, TWO_HOP, TYPES
+from vtc.eval.scenes.sample import Sample, samples
+from vtc.eval.scenes.train.model import TOKENS
+from vtc.eval.scenes.vocabulary import IMAGE, VOCABULARY
 
 BATCH = 50
 

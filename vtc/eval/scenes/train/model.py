@@ -1,4 +1,4 @@
-"""What one training needs to know of the model it trains; each kind of model is one file beside this."""
+"""What one training needs to know of the model it trains; each kind of model is one file in ``architectures``."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from .labels import COLOR_NAMES, GRID, KINDS, PICTURE_LABELS
+from vtc.eval.scenes.train.labels import COLOR_NAMES, GRID, KINDS, PICTURE_LABELS
 
 WIDTH = 128
 DECODER_LAYERS = 8
@@ -54,14 +54,6 @@ class Architecture(ABC):
     @abstractmethod
     def processor(self, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
         """What a user loads beside the model."""
-
-
-def architectures() -> dict[str, Architecture]:
-    """Every kind of model that can be trained, by name."""
-    from .llava import Llava
-    from .qwen import Qwen
-
-    return {kind.name: kind() for kind in (Llava, Qwen)}
 
 
 class TowerHeads(nn.Module):

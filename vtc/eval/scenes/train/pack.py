@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ask import TWO_HOP, TYPES, Question, ask_about
-from ..draw import SIZE, Object
-from ..vocabulary import BOS, EOS, IDS, IMAGE, PAD, encode
-from .labels import position
-from .model import TOKENS
+from vtc.eval.scenes.ask import TWO_HOP, TYPES, Question, ask_about
+from vtc.eval.scenes.draw import SIZE, Object
+from vtc.eval.scenes.train.labels import position
+from vtc.eval.scenes.train.model import TOKENS
+from vtc.eval.scenes.vocabulary import BOS, EOS, IDS, IMAGE, PAD, encode
 
 PREFIX = (BOS, IDS["USER:"], *([IMAGE] * TOKENS))
 """What every prompt starts with."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..draw import SIZE, Object, scene
-from ..splits import SPLITS
-from .labels import Labels, label
+from vtc.eval.scenes.draw import SIZE, Object, scene
+from vtc.eval.scenes.splits import SPLITS
+from vtc.eval.scenes.train.labels import Labels, label
 
 CHUNK = 1000
 EASY, CROWDED = 0.2, 0.2

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .labels import DECOY, KINDS
-from .model import Architecture, TowerHeads, autocast
-from .optimise import Clock, Optimisers, rate_factor, save
-from .pictures import Pictures
+from vtc.eval.scenes.train.labels import DECOY, KINDS
+from vtc.eval.scenes.train.model import Architecture, TowerHeads, autocast
+from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
+from vtc.eval.scenes.train.pictures import Pictures
 
 BATCH = 32
 HOLD = 0.45

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from ..ask import TYPES
-from ..sample import samples
-from .export import export
-from .measure import accuracy
-from .model import START, TOKENS, WIDTH, Architecture, autocast, parameter_count
-from .optimise import Clock, Optimisers, rate_factor, save
-from .pack import PIXELS, Batch, pack
-from .pictures import Pictures
+from vtc.eval.scenes.ask import TYPES
+from vtc.eval.scenes.sample import samples
+from vtc.eval.scenes.train.export import export
+from vtc.eval.scenes.train.measure import accuracy
+from vtc.eval.scenes.train.model import START, TOKENS, WIDTH, Architecture, autocast, parameter_count
+from vtc.eval.scenes.train.optimise import Clock, Optimisers, rate_factor, save
+from vtc.eval.scenes.train.pack import PIXELS, Batch, pack
+from vtc.eval.scenes.train.pictures import Pictures
 
 BATCH = 16
 QUESTIONS = 16

@@ -1,0 +1,368 @@
+"""One forward: find the vision rows, run the stages, gather rows before decoder layers, put them back after the last.
+
+Outside the decoder layers nothing changes shape. States stay short from the first cut to the last layer; they are
+restored earlier only where something between the layers reads them (DeepStack, ``output_hidden_states``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.budget.spend import Spend
+from vtc.engine.capture.listener import PIXELS, Listener
+from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows, row_layer
+from vtc.engine.kv_reduction import KeyReducer
+from vtc.engine.layer_arguments import Arguments
+from vtc.engine.report import Report, summarise
+from vtc.engine.rows import put_rows, restore_rows
+from vtc.engine.stages import cut_stage, living_tokens, merge_rows, open_pass, regather, text_rows
+from vtc.engine.state import Cut, LayerPlan, Pass, Rows
+from vtc.engine.stopwatch import Stopwatch
+from vtc.engine.token_routing import Router
+from vtc.errors import NotReduced, UnsupportedModel
+from vtc.kernels.gather import gather_rows
+from vtc.methods.base import Method
+from vtc.models.base import Family
+from vtc.signals.signals import RaterAttention, heard_in
+from vtc.tokens import Budget
+
+IGNORE = -100  # labels that are not learned, as in transformers
+REPLAYED = 8  # forwards whose layers a backward pass may still replay (activation checkpointing)
+
+
+class Engine:
+    """Runs one method at one budget on one model. Installs nothing: ``changes.Patch`` does, and undoes it."""
+
+    def __init__(self, family: Family, method: Method, budget: Budget):
+        self.family, self.method = family, method
+        self.depth = len(family.layers)
+        self.stage_at = self._place_stages()
+        self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
+        self.listener, self.arguments = Listener(family), Arguments(family)
+        self.set_budget(budget)
+        self.bypass = True  # leave a forward alone when nothing in it has to go
+        self.paused = False  # leave every forward alone
+        self.current: Pass | None = None
+        self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
+        self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
+        self._finish: Callable[[], Report] | None = None
+        self._report: Report | None = None
+
+    def set_budget(self, budget: Budget) -> None:
+        """Spend ``budget`` from the next forward on."""
+        if isinstance(self.method.spend, Spend):
+            self.method.spend.agree(budget)
+        self.budget = budget
+        self.keys = self._key_reducer() if self.method.reduces_keys else None
+        self.router = self._router() if self.method.skips_layers else None
+
+    def _place_stages(self) -> dict[int, int]:
+        """Decoder layer -> stage."""
+        at: list[int] = []
+        for stage in self.method.stages():
+            index = stage.index(self.depth)
+            taken = bool(at) and isinstance(stage.layer, float) and index <= at[-1]
+            at.append(at[-1] + 1 if taken else index)  # two fractions can fall on one layer of a shallow decoder
+        if sorted(set(at)) != at or at[-1] >= self.depth:
+            raise ValueError(
+                f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
+                f"lie below {self.depth}"
+            )
+        if len(self.method.rest) == self.depth:
+            raise ValueError(
+                f"{self.method.name}: rest={self.method.rest} is every decoder layer; leave one out at least"
+            )
+        if self.method.rest and self.method.rest[-1] >= self.depth:
+            raise ValueError(
+                f"{self.method.name}: rest={self.method.rest} and the model has {self.depth} decoder layers; the last "
+                f"is {self.depth - 1}"
+            )
+        heard = {heard_in(s, layer) for n, layer in enumerate(at) for s in self.method.signals(n)}
+        if blind := [layer for layer in self.method.rest if layer in heard]:
+            raise ValueError(
+                f"{self.method.name} chooses by what layer {blind[0]} attends to, and its tokens rest there; leave "
+                f"{blind[0]} out of rest={self.method.rest}"
+            )
+        one_run = at == [0] and not self.method.rest
+        if self.family.hybrid and (not one_run or self.method.reduces_keys or self.method.skips_layers):
+            raise UnsupportedModel(
+                f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
+                "use a method at the decoder's input, such as divprune"
+            )
+        return {layer: stage for stage, layer in enumerate(at)}
+
+    def _key_reducer(self) -> KeyReducer:
+        (first,) = self.stage_at
+        return KeyReducer(self.method, self.budget, first, self.depth, self.listener)
+
+    def _router(self) -> Router:
+        (first,) = self.stage_at
+        return Router(self.method, self.budget, first, self.depth)
+
+    @contextmanager
+    def asking(self, labels: Tensor) -> Iterator[None]:
+        """Prompts of the forwards inside end where ``labels [B, N]`` begin."""
+        before, self.labels = self.labels, labels
+        try:
+            yield
+        finally:
+            self.labels = before
+
+    # ------------------------------------------------------------- before and after the model
+
+    def begin(self, kwargs: dict[str, Any]) -> None:
+        """Before the forward of the module that places features into placeholders."""
+        self._forget()
+        if self.paused:
+            return
+        ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        given = ids if ids is not None else embeds
+        if given is None:
+            return
+        features = dict(kwargs.get("mm_encoder_outputs") or {})
+        if kwargs.get("image_hidden_states") is not None:
+            features["image"] = kwargs["image_hidden_states"]
+        fresh = any(kwargs.get(name) is not None for name in PIXELS)
+        if given.shape[1] == 1 or not (fresh or any(f is not None for f in features.values())):
+            # Text only, or a decode step (whose token may even look like a placeholder).
+            if torch.is_grad_enabled():
+                batch, length = given.shape[:2]
+                self.current = Pass({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
+            return
+        check_cache(kwargs.get("past_key_values"))
+        if kwargs.get("cu_seq_lens_q") is not None:
+            raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
+        if fresh:
+            self.listener.runs = {}
+        self.listener.adopt(features)
+        batch, length = given.shape[:2]
+        mask = kwargs.get("attention_mask")
+        padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        on_cpu = None if ids is None else ids.cpu()
+        self.current = Pass(
+            ids={} if on_cpu is None else self._placeholders(on_cpu),
+            input_ids=on_cpu,
+            padding=None if padding is None or bool(padding.all()) else padding,
+            length=length,
+            batch=batch,
+            clock=Stopwatch(given.device.type == "cuda"),
+            answers=self._answers(batch, length),
+            grad=torch.is_grad_enabled(),
+        )
+
+    def _answers(self, batch: int, length: int) -> Tensor | None:
+        if self.labels is None:
+            return None
+        if self.labels.shape != (batch, length):
+            raise ValueError(f"labels are {list(self.labels.shape)} and the prompts {[batch, length]}; give one a row")
+        return (self.labels != IGNORE).cpu()
+
+    def _forget(self) -> None:
+        """Before another forward: the last one can only be asked for again by a backward pass."""
+        if self.current is not None and self.current.grad:
+            self.earlier.append(self.current)
+        self.current = None
+        self.arguments.forget()
+
+    def _placeholders(self, ids: Tensor) -> dict[str, Tensor]:
+        found = {modality: ids == token for modality, token in self.family.token_ids.items()}
+        return {modality: where for modality, where in found.items() if bool(where.any())}
+
+    def seen_placeholders(self, masks: tuple[Tensor, ...]) -> None:
+        """The placeholder masks the model built itself (pictures, then videos): needed for prompts of embeddings."""
+        p = self.current
+        if p is None or p.input_ids is not None:
+            return
+        for modality, mask in zip(("image", "video"), masks, strict=False):
+            where = (mask[..., 0] if mask.dim() == 3 else mask).cpu()
+            if bool(where.any()) and modality in self.listener.runs:
+                p.ids[modality] = where
+
+    def begin_text(self, kwargs: dict[str, Any]) -> None:
+        """Before the forward of the text model."""
+        if self.current is not None:
+            wanted = kwargs.get("output_hidden_states")
+            wanted = getattr(self.family.decoder.config, "output_hidden_states", False) if wanted is None else wanted
+            everywhere = wanted is not None and wanted is not False
+            self.current.between = self.depth if everywhere else self.family.reads_between(kwargs)
+
+    def end(self, cache: Any) -> None:
+        """After the forward: check that what had to be reduced was, and keep what the report needs."""
+        p = self.current
+        if p is None or not p.brings:
+            return
+        if not p.opened or (p.over and not self._all_cut(p)):
+            raise NotReduced(
+                f"this forward brought pictures and {self.method.name} did not run in its decoder layers; give the "
+                "prompt as input_ids and call the model itself, not a part of it, or vtc.unpatch(model)"
+            )
+        p.restored = None
+        self.arguments.forget()
+        for run in self.listener.runs.values():
+            run.used = True
+        held = cache_bytes(cache)
+        self._report = None
+        budget = self.budget
+        self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
+
+    def _all_cut(self, p: Pass) -> bool:
+        if self.router is not None:
+            return all(p.plans[index].runs is not None for index in range(self.router.first, self.depth))
+        if self.keys is None:
+            return len(p.cuts) == len(self.stage_at)
+        return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
+
+    def report(self) -> Report:
+        """The last prefill that brought pictures; raises ``NotReduced`` before there was one."""
+        if self._finish is None:
+            raise NotReduced(
+                "no picture has run through this patch yet; call the model on a prompt with a picture first"
+            )
+        if self._report is None:
+            self._report = self._finish()
+        return self._report
+
+    # ------------------------------------------------------------- one decoder layer
+
+    def layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run decoder layer ``index`` on the rows that live there."""
+        states = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        p = None if self.paused else self._pass_of(index, kwargs.get("position_embeddings"))
+        if p is None or not p.ids:
+            return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
+        plan = p.plans.get(index)
+        if plan is None:
+            plan = p.plans[index] = self._plan(p, index, states, forward, kwargs)
+        p.past_by_layer[index] = held_rows(cache, index)
+        p.rows_by_layer[index] = states.shape[1]
+        if self.keys is not None and p.over and index >= self.keys.first:
+            return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
+        rows = plan.runs or plan.rows
+        if rows is None:
+            return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
+        states = self._enter(p, plan, states)
+        if rows is plan.runs:
+            output = self._on_some_rows(p, rows, index, states, forward, args, kwargs)
+        else:
+            p.rows_by_layer[index] = states.shape[1]
+            kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
+            output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+        return self._leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
+
+    def _pass_of(self, index: int, tables: Any) -> Pass | None:
+        """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
+        (known by its rotary tables, which a replay gets again)."""
+        p = self.current
+        if p is not None and p.tables.setdefault(index, tables) is tables:
+            return p
+        for earlier in self.earlier:
+            if earlier.tables.get(index) is tables:
+                return earlier
+        if p is None:
+            return None
+        raise NotReduced(
+            f"decoder layer {index} is replayed for a forward that is more than {REPLAYED} forwards back, so what it "
+            "dropped is no longer known; call backward sooner"
+        )
+
+    def _plan(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
+        if not p.opened:
+            open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
+            p.over = p.over or not self.bypass
+            if p.over and self.rated:
+                with p.clock:
+                    self.listener.hear_input(p, states)
+        if self.router is not None:
+            if not p.over or index < self.router.first:
+                return LayerPlan()
+            with p.clock, torch.no_grad():
+                tokens, position = living_tokens(p, states)
+                asked = self.method.signals(0)
+                signals = {s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in asked}
+                return LayerPlan(runs=self.router.cut(p, index, tokens, position, signals))
+        before = p.last_cut
+        plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
+        if index in self.stage_at and p.over and self.keys is None:
+            with p.clock, torch.no_grad():  # gradients flow through the values, which a replay makes anew
+                seen = states if plan.regather is None else regather(states, p, plan.regather)
+                plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
+            p.cuts.append(plan.enter)
+        if p.over and index in self.method.rest:
+            plan.runs = text_rows(p)
+        plan.restore = plan.rows is not None and (index == self.depth - 1 or index < p.between)
+        return plan
+
+    def _select(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Cut:
+        stage = self.stage_at[index]
+        tokens, position = living_tokens(p, states)
+        signals = {
+            s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in self.method.signals(stage)
+        }
+        return cut_stage(p, self.method, stage, tokens, position, signals, self.family.hybrid)
+
+    def _enter(self, p: Pass, plan: LayerPlan, states: Tensor) -> Tensor:
+        if plan.regather is not None:
+            states = regather(states, p, plan.regather)
+            p.restored = None
+        if plan.enter is not None:
+            with p.clock:
+                states = merge_rows(states, plan.enter)
+        return states
+
+    def _leave(self, p: Pass, cut: Cut, output: Any) -> Any:
+        short = output[0] if isinstance(output, tuple) else output
+        full = restore_rows(short, cut.rows, cut.valid, p.length)
+        p.restored = (full, short)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _on_some_rows(
+        self,
+        p: Pass,
+        cut: Rows,
+        index: int,
+        states: Tensor,
+        forward: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer that some rows skip: they leave it as they came."""
+        short = gather_rows(states, cut.inside)
+        p.rows_by_layer[index] = short.shape[1]
+        given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
+        kwargs = self.arguments.on_rows(p, cut, index, short, kwargs)
+        gate, router = None, self.router
+        if router is not None and isinstance(cut, Cut) and self.method.learns and torch.is_grad_enabled():
+            gate = router.gate(p, cut, index)
+            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self.arguments.backend)
+            kwargs["attention_mask"] = gated
+        output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
+        out = output[0] if isinstance(output, tuple) else output
+        if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
+            out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
+        full = put_rows(states, out, cut.inside, cut.valid)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    def _on_fewer_keys(
+        self,
+        keys: KeyReducer,
+        p: Pass,
+        plan: LayerPlan,
+        index: int,
+        states: Tensor,
+        forward: Callable,
+        args: tuple,
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """A layer whose rows are all there and whose keys are reduced inside its attention."""
+        layer = row_layer(kwargs.get("past_key_values"), index)
+        mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, self.arguments.backend)
+        if layer is not None:
+            layer.expect(None, p.length)
+        return forward(*args, **{**kwargs, "attention_mask": mask})

@@ -1,0 +1,148 @@
+"""What the last prefill really did: tokens by picture and layer, KV bytes, FLOPs, milliseconds in selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vtc.engine.state import Pass
+    from vtc.methods.base import Method
+    from vtc.models.base import Family
+    from vtc.tokens import Budget
+
+
+@dataclass
+class Picture:
+    """One picture of the last prefill.
+
+    ``tokens_by_layer``: vision tokens (newlines included) in each decoder layer, or their keys where a method reduces
+    keys (``slot`` is then the last layer's); ``grid`` (t, y, x) and ``slot`` of each scored token: ``slot[n]`` is the
+    index of the token it was merged into (its own if kept, -1 if dropped); ``need``: in how many directions its tokens
+    spread, where the method spends by need.
+    """
+
+    prompt: int
+    tokens_in: int
+    tokens_by_layer: list[int]
+    grid: list[tuple[int, int, int]]
+    slot: list[int]
+    need: float | None = None
+
+    @property
+    def average(self) -> float:
+        """Tokens averaged over the decoder layers."""
+        return sum(self.tokens_by_layer) / len(self.tokens_by_layer)
+
+
+@dataclass
+class Report:
+    """``kv_bytes``: all keys and values in the real cache after the prefill (0 without a cache). ``flops``: the
+    decoder's linear layers and causal attention for the shapes that ran (multiply-add = 2; all experts of a mixture
+    counted). ``selection_ms``: choosing and merging tokens, signals included."""
+
+    method: str
+    budget: str
+    pictures: list[Picture]
+    rows_by_layer: list[int]
+    kv_bytes: int
+    flops: int
+    selection_ms: float
+
+    @property
+    def average_tokens(self) -> float:
+        """Layer-averaged vision tokens, mean over the pictures."""
+        return sum(p.average for p in self.pictures) / max(len(self.pictures), 1)
+
+    @property
+    def spread(self) -> tuple[float, float, float]:
+        """Least, mean and most layer-averaged vision tokens of a picture."""
+        each = [p.average for p in self.pictures] or [0.0]
+        return min(each), self.average_tokens, max(each)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method} at {self.budget}: {self.average_tokens:.1f} vision tokens a picture, averaged over layers"
+        ]
+        if any(p.need is not None for p in self.pictures):
+            low, _, high = self.spread
+            lines[0] += f", by need from {low:.1f} to {high:.1f}"
+        for i, p in enumerate(self.pictures):
+            lines.append(f"  picture {i} (prompt {p.prompt}): {p.tokens_in} -> {_runs(p.tokens_by_layer)}")
+        lines.append(
+            f"  KV cache {self.kv_bytes:,} bytes, decoder prefill {self.flops / 1e9:.3f} GFLOPs, "
+            f"selection {self.selection_ms:.2f} ms"
+        )
+        return "\n".join(lines)
+
+
+def _runs(counts: list[int]) -> str:
+    """``[36, 36, 9]`` as ``36 x 2, 9 x 1`` layers."""
+    runs: list[list[int]] = []
+    for n in counts:
+        if runs and runs[-1][0] == n:
+            runs[-1][1] += 1
+        else:
+            runs.append([n, 1])
+    return ", ".join(f"{n} in {k} layers" if k > 1 else f"{n} in 1 layer" for n, k in runs)
+
+
+def decoder_flops(
+    layers: nn.ModuleList, rows: list[int], keys: list[int], past: list[int], batch: int, widths: list[int]
+) -> int:
+    """Multiply-adds x 2 of the decoder layers for ``rows[i]`` rows on ``keys[i]`` of their own and ``past[i]`` cached
+    keys; ``widths``: heads x head_dim of each layer's attention."""
+    total = 0
+    for layer, n, own, old, width in zip(layers, rows, keys, past, widths, strict=True):
+        linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+        linear += sum(p.numel() for name, p in layer.named_parameters() if p.dim() == 3 and "expert" in name)
+        total += batch * (2 * linear * n + 4 * width * ((n + 1) * own // 2 + n * old))
+    return total
+
+
+def compose(slots: list[Tensor], anchors: list[Tensor]) -> Tensor:
+    """``[I, N]``: for each original token the original index of the token it ended in, -1 if dropped."""
+    where = slots[0]
+    anchor = anchors[0]
+    for slot, chosen in zip(slots[1:], anchors[1:], strict=True):
+        where = torch.where(where >= 0, slot.gather(1, where.clamp(min=0)), -1)
+        anchor = anchor.gather(1, chosen.clamp(min=0))
+    return torch.where(where >= 0, anchor.gather(1, where.clamp(min=0)), -1)
+
+
+def summarise(
+    p: Pass, family: Family, method: Method, budget: Budget, stage_at: dict[int, int], kv_bytes: int
+) -> Report:
+    """The report of one forward, from what the engine noted."""
+    from vtc.engine.state import Cut
+
+    layout, depth = p.layout, len(family.layers)
+    by_keys = {layer: plan.keys for layer, plan in sorted(p.plans.items()) if plan.keys is not None}
+    routed = [plan.runs for _, plan in sorted(p.plans.items()) if isinstance(plan.runs, Cut)]
+    cuts = p.cuts or [*by_keys.values(), *routed][-1:]  # of layers that each choose anew, the last
+    spent = p.purse.spent if by_keys or method.skips_layers and p.over else {}
+    where = compose([c.reduction.slot for c in cuts], [c.reduction.anchor for c in cuts]).tolist() if cuts else None
+    grids = layout.grid.tolist()
+    pictures = []
+    for i, (count, newlines) in enumerate(zip(layout.count, layout.newlines, strict=True)):
+        living = count + newlines
+        by_layer = []
+        for layer in range(depth):
+            living = p.keeps[i][stage_at[layer]] if layer in stage_at else living
+            living = spent[layer][i] if layer in spent else living
+            by_layer.append(0 if p.over and layer in method.rest else living)
+        slot = where[i][:count] if where else list(range(count))
+        grid = [tuple(place) for place in grids[i][:count]]
+        need = p.needs[i] if p.needs else None
+        pictures.append(Picture(layout.prompts[i], count + newlines, by_layer, grid, slot, need))
+    rows = [p.rows_by_layer.get(i, 0) for i in range(depth)]
+    keys = [by_keys[i].rows.shape[1] if i in by_keys else n for i, n in enumerate(rows)]
+    past = [p.past_by_layer.get(i, 0) for i in range(depth)]
+    config = family.decoder.config
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    flops = decoder_flops(family.layers, rows, keys, past, p.batch, [width] * depth)
+    return Report(method.name, str(budget), pictures, rows, kv_bytes, flops, p.clock.milliseconds())

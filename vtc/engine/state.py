@@ -1,0 +1,115 @@
+"""What is known of one forward: which rows are vision tokens, which live on, and what each decoder layer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vtc.engine.placeholders import Layout
+from vtc.engine.stopwatch import Stopwatch
+from vtc.signals.signals import Signal
+from vtc.tokens import Reduction, VisionTokens
+
+
+@dataclass
+class Alive:
+    """The vision tokens that still live: ``[I, N]`` row, valid, size; grid ``[I, N, 3]``; newline_row ``[I, M]`` (-1
+    padded) with newline_grid; count and newlines as Python ints."""
+
+    row: Tensor
+    valid: Tensor
+    size: Tensor
+    grid: Tensor
+    count: list[int]
+    newline_row: Tensor
+    newline_grid: Tensor
+    newlines: list[int]
+
+
+@dataclass(eq=False)
+class Rows:
+    """Rows of the prompts that a layer runs on: rows ``[B, K]`` (ascending), valid ``[B, K]`` or None (all), log_size
+    ``[B, K]`` or None (all 0); inside ``[B, K]``: where they stand in the incoming states."""
+
+    rows: Tensor
+    valid: Tensor | None
+    log_size: Tensor | None
+    inside: Tensor
+
+
+@dataclass(eq=False)
+class Cut(Rows):
+    """What one stage did: the reduction of the tokens that lived, and the rows of the prompts it leaves.
+
+    keep: slots of each picture; position ``[I, N]``: where the tokens stood in the incoming states.
+    """
+
+    tokens: VisionTokens
+    reduction: Reduction
+    keep: list[int]
+    position: Tensor
+
+
+@dataclass
+class LayerPlan:
+    """What one decoder layer does to the states that reach it; kept, so that gradient checkpointing can replay it."""
+
+    enter: Cut | None = None  # a stage stands here
+    regather: Cut | None = None  # the states arrive full length again: take the rows of this earlier cut
+    rows: Cut | None = None  # the rows that are there (None: all)
+    runs: Rows | None = None  # those of them that the layer runs on, the others leave it as they came (None: all)
+    keys: Cut | None = None  # the rows whose keys its rows see (None: those of ``rows``); cut inside its attention
+    restore: bool = False  # full-length states leave the layer
+
+
+@dataclass
+class Purse:
+    """Keys (or rows that run) that each picture of a forward may still spend, and what the layers so far needed."""
+
+    left: list[int]
+    needs: list[list[float]] = field(default_factory=list)  # by layer and picture
+    spent: dict[int, list[int]] = field(default_factory=dict)  # layer -> keys kept of each picture
+    weights: list[float] = field(default_factory=list)  # of each layer's even share
+
+
+@dataclass
+class Pass:
+    """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
+    bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
+    words are learned, where that is known."""
+
+    ids: dict[str, Tensor]
+    input_ids: Tensor | None
+    padding: Tensor | None
+    length: int
+    batch: int
+    clock: Stopwatch
+    answers: Tensor | None = None
+    grad: bool = False
+    layout: Layout = field(
+        init=False
+    )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
+    alive: Alive = field(init=False)
+    purse: Purse = field(init=False)  # where every layer spends a share of the budget of its own
+    signals: dict[int, dict[Signal, Tensor]] = field(default_factory=dict)  # by layer, where rows skip layers
+    raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
+    opened: bool = False
+    brings: bool = True  # pictures come with it
+    keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
+    needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need
+    over: bool = False  # some picture must shrink
+    text: tuple[Cut | None, Rows] | None = None  # the text rows behind that cut
+    between: int = 0  # after how many of the first layers somebody reads full-length states
+    cuts: list[Cut] = field(default_factory=list)
+    plans: dict[int, LayerPlan] = field(default_factory=dict)
+    heard: dict[tuple[int, Signal], Tensor] = field(default_factory=dict)
+    tables: dict[int, Any] = field(default_factory=dict)  # rotary tables by layer: which forward a replay belongs to
+    restored: tuple[Tensor, Tensor] | None = None  # (full, short) states as they left the last restoring layer
+    rows_by_layer: dict[int, int] = field(default_factory=dict)
+    past_by_layer: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def last_cut(self) -> Cut | None:
+        return self.cuts[-1] if self.cuts else None

@@ -1,0 +1,102 @@
+"""What a cell costs: tokens, cache bytes and FLOPs counted from what ran; time, memory and energy measured.
+
+``docs/evaluation.md`` says what each number is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import torch
+
+import vtc
+from vtc.engine.kv_cache import cache_bytes
+from vtc.errors import VTCError
+from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.cells import Cell
+from vtc.eval.costs.energy import energy
+from vtc.eval.costs.flops import counter
+from vtc.eval.costs.memory import peak_memory
+from vtc.eval.costs.timing import timing
+from vtc.eval.costs.turns import Turns
+
+COST_PROBES = 4
+
+
+def entered(model: Any, cell: Cell) -> AbstractContextManager[Any]:
+    """The model as the cell wants it. A learned method must be the one that this model learned, if it learned one."""
+    if cell.budget is None:
+        return plain(model)
+    method, outer = cell.method(), vtc.patch_of(model)
+    if outer is not None and outer.method.learns and method.learns and method != outer.method:
+        raise VTCError(f"this model learned {outer.method}, and the cell asks for {method}; give the same options")
+    return vtc.patched(model, method, budget=cell.budget)
+
+
+@contextmanager
+def plain(model: Any) -> Iterator[Any]:
+    """The model without the patch it may have come with."""
+    outer = vtc.patch_of(model)
+    vtc.unpatch(model)
+    try:
+        yield model
+    finally:
+        if outer is not None:
+            outer.install()
+
+
+def everything(
+    answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int, batch: int, turns: Turns
+) -> dict[str, dict[str, Any]]:
+    """``cost`` of each cell by name; with ``repeats`` also ``timing`` (a batch of ``batch`` probes), ``timing_single``
+    (a batch of one, where ``batch`` is another), ``memory`` and ``energy`` (of that batch)."""
+    named = {cell.name: cell for cell in cells}
+    costs = turns.take("cost", named, 1, lambda _, name: cost(answerer, named[name], probes[:COST_PROBES]))
+    out = {name: {"cost": found[0]} for name, found in costs.items()}
+    if not repeats:
+        return out
+    enter = {name: partial(entered, answerer.model, cell) for name, cell in named.items()}
+    sizes = {"timing": probes[:batch]} | ({"timing_single": probes[:1]} if batch > 1 else {})
+    parts = {key: timing(answerer, enter, asked, repeats, turns, key) for key, asked in sizes.items()}
+    parts["memory"] = peak_memory(answerer, enter, probes[:batch], turns)
+    parts["energy"] = energy(answerer, enter, probes[:batch], turns)
+    for key, found in parts.items():
+        for name, figures in found.items():
+            out[name][key] = figures
+    return out
+
+
+def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:
+    """Of one prompt, the mean over ``probes``, each run alone:
+
+    ``tokens`` (layer-averaged, a picture) and ``flops`` (decoder prefill) from the report, ``kv_bytes`` of the real
+    cache after the prefill, ``forward_flops`` of the whole forward as torch counts them. The unpatched model's tokens
+    and decoder FLOPs are read through a patch that keeps everything (None where that patch is refused).
+    """
+    figures = ran(answerer, cell, probes)
+    if cell.patched:
+        return figures
+    try:
+        counted = ran(answerer, Cell("random", 1.0), probes)
+    except VTCError:
+        counted = {}
+    return figures | {key: counted.get(key) for key in ("tokens", "flops")}
+
+
+def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float]:
+    """What a prefill of each probe left and took, the mean; without a patch there is no report of tokens and flops."""
+    each: list[dict[str, float]] = []
+    with entered(answerer.model, cell) as model:
+        for probe in probes:
+            with torch.no_grad(), counter() as count:
+                cache = model(**answerer.inputs([probe]), use_cache=True, logits_to_keep=1).past_key_values
+            figures: dict[str, float] = {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
+            if cell.patched:
+                report = vtc.report(model)
+                figures |= {"tokens": report.average_tokens, "flops": report.flops}
+            each.append(figures)
+    return {key: mean(figures[key] for figures in each) for key in each[0]}

@@ -1,0 +1,1 @@
+"""Pictures and texts from strangers: read safely, told apart."""

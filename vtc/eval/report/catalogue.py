@@ -1,0 +1,117 @@
+"""The registered methods and benchmarks as tables: what they are, and where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from rich.table import Table
+
+from vtc.eval import benchmarks
+from vtc.methods import registry
+from vtc.methods.base import Method
+from vtc.signals.signals import (
+    KeyNorm,
+    QuestionState,
+    RaterAttention,
+    Signal,
+    TextAttention,
+    TextPivots,
+    TextRelevance,
+    TokenStates,
+    TowerAttention,
+    TowerGroups,
+    TowerKeys,
+)
+
+
+def site(method: Method) -> str:
+    """Where it cuts, in words."""
+    if method.reduces_keys:
+        return f"keys from layer {layer(method.stages()[0].layer)}"
+    return ", ".join("decoder input" if s.layer == 0 else f"layer {layer(s.layer)}" for s in method.stages())
+
+
+def layer(value: int | float) -> str:
+    return f"{value}" if isinstance(value, int) else f"{100 * value:.3g} %"
+
+
+def sees(signal: Signal) -> str:
+    """A signal in words."""
+    match signal:
+        case TowerAttention(layer=n):
+            return f"tower attention ({layer(n)})"
+        case TowerKeys(layer=n):
+            return f"tower keys ({layer(n)})"
+        case TowerGroups():
+            return "merges in the tower"
+        case TextAttention(of=of):
+            return f"text attention ({of} layer)"
+        case TokenStates() | QuestionState():
+            return "states (own layer)"
+        case TextRelevance():
+            return "text embeddings"
+        case KeyNorm():
+            return "key norms (previous layer)"
+        case TextPivots():
+            return "text states"
+        case RaterAttention():
+            return "rater attention (previous layer)"
+    return type(signal).__name__
+
+
+def table() -> Table:
+    """One row a method with its default options."""
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("method", "cuts at", "signals", "trains", "share", "families"):
+        out.add_column(title)
+    for name, make in registry.items():
+        method = make()
+        seen = dict.fromkeys(sees(s) for n in range(len(method.stages())) for s in method.signals(n))
+        share = "yes" if any(s.layer == 0 for s in method.stages()) else "no"
+        trains = "yes" if method.trains else "no"
+        out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share, families(method))
+    return out
+
+
+def families(method: Method) -> str:
+    """Which families it runs on; the others raise ``UnsupportedModel``."""
+    stages = method.stages()
+    seen = [signal for n in range(len(stages)) for signal in method.signals(n)]
+    never = {
+        "recurrent decoders (Qwen3.5)": method.reduces_keys or any(stage.layer != 0 for stage in stages),
+        "towers that show no attention (Aria, GOT-OCR 2, Perception-LM)": any(
+            isinstance(signal, (TowerAttention, TowerKeys)) for signal in seen
+        ),
+        "learned queries (Aria)": method.gridded,
+        "towers other than CLIP, SigLIP, Janus; pooled patches": any(isinstance(s, TowerGroups) for s in seen),
+    }
+    missing = [words for words, applies in never.items() if applies]
+    return "all but " + ", ".join(missing) if missing else "all"
+
+
+def papers() -> Table:
+    """Where each method comes from, its options and its documented variants."""
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    out.add_column("method")
+    out.add_column("from; options; variants")
+    for name, make in registry.items():
+        options = ", ".join(
+            f"{f.name}={short(f.default)}" for f in fields(make) if f.name not in ("share", "spend", "rest")
+        )
+        out.add_row(f"[bold]{name}[/bold]", "; ".join(filter(None, (make.paper, options, make.variants))))
+    return out
+
+
+def short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def benchmark_table() -> str:
+    """The registered benchmarks in Markdown: where their rows are, splits with answers, figures, longest answer."""
+    rows = ["| benchmark | rows | configuration | splits | figures | new tokens |", "|---|---|---|---|---|---:|"]
+    for name, kind in benchmarks.registry.items():
+        source = " or ".join(f"`{hub}`" for hub in getattr(kind, "hub", ())) or "your own or built in"
+        config = getattr(kind, "config", "") if getattr(kind, "hub", ()) else ""
+        row = (f"`{name}`", source, config, ", ".join(kind.splits), kind.metric, str(kind.max_new_tokens))
+        rows.append(f"| {' | '.join(row)} |")
+    return "\n".join(rows)

@@ -1,0 +1,124 @@
+"""Asks batches of every cell. What goes wrong with a sample becomes a line of its own, and the run goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from vtc.errors import BudgetError, DataError, UnsupportedModel, VTCError
+from vtc.eval.asking.batches import Batch
+from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.cells import Cell
+from vtc.eval.costs import measure
+from vtc.eval.results.journal import Journal
+
+HOPELESS = 20  # samples that fail before any answer: the data folder is wrong, or the model cannot be asked this way
+
+
+@dataclass
+class Runner:
+    """Asks one batch after the other of every cell that has not answered it."""
+
+    answerer: Answerer
+    benchmark: Benchmark
+    cells: list[Cell]
+    journal: Journal
+    bar: tqdm
+    held: list[dict[str, Any]] = field(default_factory=list)
+
+    def batch(self, batch: Batch) -> None:
+        """Pictures are decoded once for all cells. A batch is asked whole even when part of it is answered, so that an
+        interrupted run computes the same numbers as one that was not."""
+        todo = [cell for cell in self.cells if self.journal.missing(cell.name, batch.index, batch.rows)]
+        self.bar.update(len(batch.rows) * (len(self.cells) - len(todo)))
+        if not todo:
+            return
+        asked, bad = self.load(batch.samples)
+        inputs = self.inputs(asked)
+        row = {sample.id: row for sample, row in zip(batch.samples, batch.rows, strict=True)}
+        for cell in todo:
+            self.bar.set_postfix_str(cell.name)
+            try:
+                lines = self.ask(cell, asked, inputs)
+            except (BudgetError, UnsupportedModel) as error:
+                lines = [{"closed": str(error), "least": getattr(error, "least", None)}]
+            else:
+                lines += [error_line(sample, reason) for sample, reason in bad]
+                lines = sorted(({"row": row[line["id"]]} | line for line in lines), key=lambda line: line["row"])
+            self.record([{"cell": cell.name, "batch": batch.index} | line for line in lines])
+            self.bar.update(len(batch.rows))
+
+    def record(self, lines: list[dict[str, Any]]) -> None:
+        """Errors before the first answer are held back, so that a run that can answer nothing leaves nothing behind."""
+        self.held += lines
+        if not self.journal.empty or not all("error" in line for line in lines):
+            return self.finish()
+        reasons = {line["row"]: line["error"] for line in self.held}
+        if len(reasons) >= HOPELESS:
+            first = next(iter(reasons.values()))
+            raise DataError(f"the first {len(reasons)} samples all failed, so the run stops; the first: {first}")
+
+    def finish(self) -> None:
+        """Write what is held."""
+        self.journal.append(self.held)
+        self.held = []
+
+    def load(self, samples: list[Sample]) -> tuple[list[Asked], list[tuple[Sample, str]]]:
+        """The samples that can be asked, and those that cannot with the reason."""
+        asked, bad = [], []
+        for sample in samples:
+            try:
+                asked.append(self.answerer.ready(sample, self.benchmark))
+            except DataError as error:
+                bad.append((sample, str(error)))
+        return asked, bad
+
+    def inputs(self, asked: list[Asked]) -> Any:
+        """The whole batch for the model, or None where it must be made in smaller parts to find what is wrong."""
+        try:
+            return self.answerer.inputs(asked) if asked else None
+        except Exception:  # processors raise all kinds; ``ask`` finds the sample and names it
+            return None
+
+    def ask(self, cell: Cell, asked: list[Asked], inputs: Any = None) -> list[dict[str, Any]]:
+        """A line a question. What fails as a batch (out of memory, one odd picture) is halved until it is one."""
+        if not asked:
+            return []
+        try:
+            inputs = self.answerer.inputs(asked) if inputs is None else inputs
+            with measure.entered(self.answerer.model, cell):
+                replies = self.answerer.replies(inputs)
+                tokens = self.tokens(asked, inputs)
+            return [self.line(*each) for each in zip(asked, replies, tokens, strict=True)]
+        except Exception as error:
+            if isinstance(error, VTCError) and not isinstance(error, DataError):
+                raise
+            failure = error.with_traceback(None)  # the traceback would keep the batch's memory
+        del inputs
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(asked) > 1:
+            half = len(asked) // 2
+            return self.ask(cell, asked[:half]) + self.ask(cell, asked[half:])
+        sample = asked[0].sample
+        reason = f"{sample.where}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+        return [error_line(sample, reason)]
+
+    def tokens(self, asked: list[Asked], inputs: Any) -> list[float]:
+        """Layer-averaged vision tokens a picture, for each question."""
+        return [n / max(len(a.pictures), 1) for n, a in zip(self.answerer.spent(asked, inputs), asked, strict=True)]
+
+    def line(self, asked: Asked, reply: tuple[str, float], tokens: float) -> dict[str, Any]:
+        sample, (answer, confidence) = asked.sample, reply
+        score = self.benchmark.score(answer, sample)
+        said = {"answer": answer, "expected": list(sample.answers), "score": score, "tokens": tokens}
+        said["confidence"] = confidence
+        return {"id": sample.id, "type": sample.type, "group": sample.group, **said}
+
+
+def error_line(sample: Sample, reason: str) -> dict[str, Any]:
+    return {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}

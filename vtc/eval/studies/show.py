@@ -1,0 +1,39 @@
+"""``vtc show``: one picture and one question, the answers and an overlay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vtc.eval import cells
+from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.load import load
+from vtc.eval.benchmarks import Benchmark, Sample
+from vtc.eval.cells import Cell
+from vtc.eval.costs.measure import entered
+from vtc.eval.data.images import load_image
+from vtc.eval.report import overlays
+from vtc.files.atomic import write_atomic
+
+
+def run(
+    model: str, image: Path, question: str, methods: str, budget: str, output: Path, dtype: str, device: str, attn: str
+) -> list[str]:
+    """Write the overlay; the lines to print."""
+    picture = load_image(image.name, image.parent)
+    chosen = [Cell(spec, cells.parse_budget(budget)) for spec in cells.parse_specs(methods)]
+    for cell in chosen:
+        cell.method()
+    vlm, processor = load(model, dtype, device, attn, learned=True)
+    answerer = Answerer(vlm, processor, Benchmark.frame, max_new_tokens=32)
+    asked = Asked(Sample("show", question, images=(image.name,)), [picture], answerer.prompt(question, 1))
+    inputs = answerer.inputs([asked])
+    with entered(vlm, Cell()):
+        lines = [f"unpatched: {answerer.answers(inputs)[0]}"]
+    import vtc
+
+    for cell in chosen:
+        with entered(vlm, cell):
+            lines += [f"{cell.name}: {answerer.answers(inputs)[0]}", f"  {vtc.report(vlm)}"]
+    sheet = overlays.draw(answerer, asked, chosen)
+    write_atomic(output, lambda path: sheet.save(path, format="PNG"))
+    return [*lines, f"overlay: {output}"]

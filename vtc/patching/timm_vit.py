@@ -1,0 +1,80 @@
+"""ToMe on a plain ViT of timm: ``vtc.patch(vit, "tome", r=13)``, undone by ``vtc.unpatch(vit)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.errors import UnsupportedModel, VTCError
+from vtc.methods.base import Method
+from vtc.methods.tome import ToMe
+from vtc.models.inspection import unwrapped
+from vtc.models.timm import blocks_of, hear_keys
+from vtc.patching.patch import ATTRIBUTE, Patch, forget_compiled
+from vtc.tokens import Budget
+from vtc.towers.groups import Groups
+from vtc.towers.merging import MergingBlock, Plan, at_most, towards
+
+
+class VitPatch(Patch):
+    """ToMe on one ViT: ``r`` tokens merge in each block or, without ``r``, until ``budget`` patches are left.
+
+    ``tokens``: how many tokens, class and registers included, left each block of the last forward.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, budget: Budget):
+        if not isinstance(method, ToMe):
+            raise UnsupportedModel(
+                f"{type(unwrapped(model)).__name__} has no decoder whose vision tokens {method.name} could reduce; "
+                'merge tokens inside it: vtc.patch(model, "tome", r=13)'
+            )
+        if method.rest:
+            raise UnsupportedModel(f"rest={method.rest} are decoder layers, and this model has none; leave it out")
+        self.model: Any = unwrapped(model)
+        self.method, self.budget = method, budget
+        self.blocks = blocks_of(self.model)
+        self.rates = method.rates(len(self.blocks))
+        self.prefix = self.model.num_prefix_tokens
+        self.tokens = [0] * len(self.blocks)
+        self._undo: list[Callable[[], Any]] = []
+
+    def set_budget(self, budget: int | float | Budget) -> None:
+        self.budget = Budget.of(budget)
+
+    def _make_changes(self) -> None:
+        for index, block in enumerate(self.blocks):
+            merging = MergingBlock(block, index, self.prefix, lambda states: Plan(self.away), self.left)
+            self._undo.append(hear_keys(block.attention, merging.hear))
+            self._replace(block.module, "forward", unmasked(merging))
+        object.__setattr__(self.model, ATTRIBUTE, self)
+        self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
+        forget_compiled()
+
+    def away(self, index: int, groups: Groups) -> list[int]:
+        """How many tokens of each picture merge in block ``index``."""
+        if self.rates is not None:
+            return at_most(self.rates[index], groups, self.prefix)
+        goal = self.prefix + int(self.budget.tokens(groups.owner.shape[1] - self.prefix))
+        return towards([goal] * len(groups.count), groups, self.prefix, len(self.blocks) - index)
+
+    def left(self, index: int, groups: Groups) -> None:
+        self.tokens[index] = groups.count[0]
+
+    @property
+    def engine(self) -> Any:  # type: ignore[override]
+        raise VTCError(
+            "a plain ViT has no decoder to report on; vtc.patch_of(model).tokens counts what left each block"
+        )
+
+
+def unmasked(merging: MergingBlock) -> Callable[..., Tensor]:
+    """The forward of a timm block, without the masks it could take: they name tokens that may have merged."""
+
+    def forward(x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise UnsupportedModel("tome merges the tokens an attention mask names; vtc.unpatch(model) to use a mask")
+        return merging(x)
+
+    return forward
