@@ -10,16 +10,14 @@ from transformers import PretrainedConfig
 
 from vtc.engine.stages import slot_values
 from vtc.methods.base import Method
-from vtc.signals.signals import (
-    QuestionState,
-    RaterAttention,
-    Signal,
-    TextAttention,
-    TextPivots,
-    TokenStates,
-    TowerGroups,
-    TowerKeys,
-)
+from vtc.signals.base import Signal
+from vtc.signals.question_state import QuestionState
+from vtc.signals.rater_attention import RaterAttention
+from vtc.signals.text_attention import TextAttention
+from vtc.signals.text_pivots import TextPivots
+from vtc.signals.token_states import TokenStates
+from vtc.signals.tower_groups import TowerGroups
+from vtc.signals.tower_keys import TowerKeys
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTH = 8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.tolerances import assert_close
-from vtc.engine.capture.taps import tap
+from vtc.engine.capture.attention_hook import hook_attention
 from vtc.models import family_of
 
 
@@ -199,7 +199,7 @@ def regrouped(model, cuts: dict, merging: bool = True):
     loop: the key and value of each token of a slot become their mean and are seen where its anchor is seen, what is in
     no slot is seen by nobody. Without ``merging`` anchors stay as they are, and what joined them is dropped."""
     module = family_of(model).decoder_attention
-    undo = [tap(module(i), attend=partial(_attend_groups, cut, merging)) for i, cut in cuts.items()]
+    undo = [hook_attention(module(i), attend=partial(_attend_groups, cut, merging)) for i, cut in cuts.items()]
     try:
         yield
     finally:

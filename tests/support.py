@@ -14,7 +14,8 @@ from tests import zoo
 from vtc.errors import UnsupportedModel
 from vtc.methods import registry
 from vtc.patching.api import patch_of
-from vtc.signals.signals import TowerAttention, TowerKeys
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_keys import TowerKeys
 
 METHODS = tuple(registry)
 IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))

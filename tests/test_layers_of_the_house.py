@@ -139,6 +139,8 @@ ARROWS = house(SOURCES)
 
 
 def test_imports_point_one_way():
+    names = {name for source in SOURCES.values() for name in imports(source, set(SOURCES))}
+    assert {name for name in names if name.split(".")[0] == "vtc"} <= set(SOURCES), "an import of what is not there"
     assert running_up(ARROWS) == []
 
 

@@ -12,7 +12,7 @@ from tests.patching.test_refusals import flash  # noqa: F401  # a fixture
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
 from vtc.engine import attention as attend
-from vtc.engine.masks import Subset
+from vtc.engine.masks import LazyMask
 from vtc.engine.rows import Columns
 from vtc.errors import UnsupportedModel
 
@@ -114,7 +114,7 @@ def test_flash_attention_serves_sizes(flash):  # noqa: F811
 def test_flash_attention_says_what_it_cannot_weigh(what):
     heads = torch.zeros(1, 1, 3, 256 if what == "wide" else 8)
     index = torch.arange(3)[None]
-    subset = Subset(None, index, Columns(index, None, torch.ones(1, 3)), 3, 3, torch.float32, "flash_attention_2")
+    subset = LazyMask(None, index, Columns(index, None, torch.ones(1, 3)), 3, 3, torch.float32, "flash_attention_2")
     with pytest.raises(UnsupportedModel, match="share=False"):
         attend.attend(heads, heads, heads, subset, 1.0, run=print, **({} if what == "wide" else {what: 1.0}))
 
@@ -140,7 +140,7 @@ def test_gradients_are_those_of_the_mask(checkpointing, route):
 def test_dropout_and_caps_take_the_mask(route):
     calls = route("fused")
     index = torch.arange(3)[None]
-    subset = Subset(None, index, Columns(index, None, torch.ones(1, 3)), 3, 3, torch.float32, "sdpa")
+    subset = LazyMask(None, index, Columns(index, None, torch.ones(1, 3)), 3, 3, torch.float32, "sdpa")
     heads, taken = torch.zeros(1, 1, 3, 8), []
     for option in ({"dropout": 0.1}, {"softcap": 30.0}, {"s_aux": torch.zeros(1)}):
         attend.attend(heads, heads, heads, subset, 1.0, run=lambda q, k, v, mask, **kw: taken.append(mask), **option)
@@ -165,7 +165,7 @@ def causal(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def test_masks_as_counts_of_keys(name, mask, told):
     """What ``seen`` says is the mask, or it says that it cannot."""
     index = torch.tensor([[0, 1, 2, 3, 5]])
-    subset = Subset(mask[None, None], index, Columns(index, None, torch.ones(1, 5)), 6, 6, torch.float32, "sdpa")
+    subset = LazyMask(mask[None, None], index, Columns(index, None, torch.ones(1, 5)), 6, 6, torch.float32, "sdpa")
     assert (subset.seen is not None) is told
     if told:
         seen = (torch.arange(5) < subset.seen.end[0][:, None]) & (subset.seen.log_size[0] > -torch.inf)

@@ -47,7 +47,7 @@ def test_is_merged_attention_of_one_row():
 
 
 def test_a_cache_of_holes():
-    """Whole splits of holes weigh nothing; nothing but holes gives 0."""
+    """ReducingMask splits of holes weigh nothing; nothing but holes gives 0."""
     q, k, v, size = inputs(2, 4, 2, 1, 500, 32, torch.float32)
     size[0, 40:450] = -torch.inf
     size[1] = -torch.inf

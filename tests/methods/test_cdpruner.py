@@ -8,7 +8,7 @@ from tests.support import engine, logits
 from tests.tolerances import assert_close, assert_same
 from vtc.methods.cdpruner import CDPruner, scaled
 from vtc.patching.api import patch
-from vtc.signals.signals import TextRelevance
+from vtc.signals.text_relevance import TextRelevance
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("cdpruner"))

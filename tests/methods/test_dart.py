@@ -6,11 +6,10 @@ from tests.golden import cases
 from tests.pictures import batch, picture, plain, reduce
 from tests.support import engine, logits
 from tests.tolerances import assert_close, assert_same
-from vtc.engine.capture.listener import l1_norm
 from vtc.methods.base import Stage
 from vtc.methods.dart import DART, TEXT, unlike
 from vtc.patching.api import patch
-from vtc.signals.signals import KeyNorm
+from vtc.signals.key_norm import KeyNorm, l1_norm
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("dart"))

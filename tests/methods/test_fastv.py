@@ -5,7 +5,7 @@ from tests.pictures import batch, picture
 from tests.tolerances import assert_same
 from vtc.methods.base import Stage
 from vtc.methods.fastv import FastV
-from vtc.signals.signals import TextAttention
+from vtc.signals.text_attention import TextAttention
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("fastv"))

@@ -6,11 +6,10 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, picture, without_grid
 from tests.tolerances import assert_close, assert_same
-from vtc.engine.capture.taps import tower_received
 from vtc.errors import UnsupportedModel
 from vtc.methods.hiprune import HiPrune
 from vtc.models import family_of
-from vtc.signals.signals import TowerAttention
+from vtc.signals.tower_attention import TowerAttention, received_in_tower
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("hiprune"))
@@ -22,7 +21,7 @@ def test_equals_the_authors(given, want, params, dtype):
     method, seen = HiPrune(alpha=params["alpha"]), {}
     for signal, name in zip(method.signals(0), ("shallow", "deep"), strict=True):
         q, k = (given[f"{which}_{name}"].to(dtype) for which in "qk")
-        seen[signal] = tower_received(q, k, None, 0, q.shape[3] ** -0.5)[:, 1:]
+        seen[signal] = received_in_tower(q, k, None, 0, q.shape[3] ** -0.5)[:, 1:]
         assert_close(name, seen[signal] / q.shape[1], want[f"{name}_score"])
     got = method.reduce(0, tokens, seen, [params["retention"]])
     assert_same("kept", got.anchor, want["keep"])

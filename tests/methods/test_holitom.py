@@ -7,7 +7,7 @@ from tests.golden import cases
 from tests.pictures import batch, check, merged, picture, reduce, video
 from tests.tolerances import assert_close, assert_same
 from vtc.methods.holitom import HoliTom, windows
-from vtc.signals.signals import TowerAttention
+from vtc.signals.tower_attention import TowerAttention
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("holitom"))

@@ -4,11 +4,10 @@ import torch
 from tests.golden import cases
 from tests.pictures import batch, merged, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
-from vtc.engine.capture.listener import joined_heads
-from vtc.engine.capture.taps import tower_received
 from vtc.methods.prumerge import PruMerge
 from vtc.methods.prumerge_plus import PruMergePlus
-from vtc.signals.signals import TowerAttention, TowerKeys
+from vtc.signals.tower_attention import TowerAttention, joined_heads, received_in_tower
+from vtc.signals.tower_keys import TowerKeys
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ def test_equals_the_authors(method, given, want, params, dtype):
     """Where the budget is the authors' count. The golden key 0 is the CLS token's, their last token the extra one."""
     tokens = plain(given["x"].to(dtype))
     q, k = given["q_cls"][:, None, None].to(dtype), given["k"][:, None].to(dtype)
-    attention = tower_received(q, k, None, 1, q.shape[3] ** -0.5)[:, 1:]
+    attention = received_in_tower(q, k, None, 1, q.shape[3] ** -0.5)[:, 1:]
     assert_close("attention", attention, want["cls_attn"])
     seen = dict(zip(method.signals(0), (attention, k[:, 0, 1:]), strict=True))
     kept = want["kept"].shape[1]

@@ -7,7 +7,7 @@ from tests.tolerances import assert_close, assert_same
 from vtc.kernels.received_attention import received_attention
 from vtc.methods.base import Stage
 from vtc.methods.pyramiddrop import PyramidDrop
-from vtc.signals.signals import TextAttention
+from vtc.signals.text_attention import TextAttention
 
 
 def rotate(x, base):

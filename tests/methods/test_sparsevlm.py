@@ -5,11 +5,10 @@ from tests.golden import cases
 from tests.pictures import batch, check, picture, plain
 from tests.support import engine
 from tests.tolerances import assert_close, assert_same
-from vtc.engine.capture.raters import choose_raters
 from vtc.kernels.merge import merge
 from vtc.methods.sparsevlm import SparseVLM, recycling
 from vtc.patching.api import patch
-from vtc.signals.signals import RaterAttention
+from vtc.signals.rater_attention import RaterAttention, choose_raters
 
 
 def spans(params):

@@ -5,9 +5,8 @@ from tests.golden import cases
 from tests.methods.test_sparsevlm import raters_of, spans
 from tests.pictures import batch, picture, plain
 from tests.tolerances import assert_close, assert_same
-from vtc.engine.capture.raters import gravity
 from vtc.methods.sparsevlm_v2 import SparseVLMv2
-from vtc.signals.signals import RaterAttention
+from vtc.signals.rater_attention import RaterAttention, gravity
 
 SEEN = RaterAttention(gravity=True)
 

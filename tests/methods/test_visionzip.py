@@ -6,7 +6,8 @@ from tests.pictures import batch, picture, plain, reduce
 from tests.tolerances import assert_close, assert_same
 from vtc.kernels.merge import merge
 from vtc.methods.visionzip import VisionZip
-from vtc.signals.signals import TowerAttention, TowerKeys
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_keys import TowerKeys
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("visionzip"))

@@ -5,7 +5,7 @@ from tests.golden import cases
 from tests.pictures import batch, picture, plain, reduce
 from tests.tolerances import assert_same
 from vtc.methods.vispruner import VisPruner
-from vtc.signals.signals import TowerAttention
+from vtc.signals.tower_attention import TowerAttention
 
 
 @pytest.mark.parametrize(("given", "want", "params"), cases("vispruner"))

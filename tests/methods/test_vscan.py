@@ -11,7 +11,8 @@ from vtc.errors import UnsupportedModel
 from vtc.kernels.merge import merge
 from vtc.methods.base import Stage
 from vtc.methods.vscan import VScan, distinct, windows
-from vtc.signals.signals import TextAttention, TowerAttention
+from vtc.signals.text_attention import TextAttention
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Budget
 
 

@@ -16,7 +16,8 @@ from vtc.models import family_of
 from vtc.models.base import TowerRun
 from vtc.models.inspection import tower_of
 from vtc.models.tiles import TilesFromStart, TilesThenGlobal
-from vtc.signals.signals import TowerAttention, TowerKeys
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_keys import TowerKeys
 
 NO_SIGNAL = {"aria": "patch", "got_ocr2": "interface", "perception_lm": "interface"}
 SIGNALS = [name for name in zoo.NAMES if name not in NO_SIGNAL]

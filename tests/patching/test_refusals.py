@@ -83,12 +83,12 @@ def test_static_quantized_and_offloaded_caches_raise(model_of):
 
 
 def test_flex_attention_raises():
-    from vtc.engine.masks import Subset
+    from vtc.engine.masks import LazyMask
     from vtc.engine.rows import Columns
 
     index = torch.arange(4)[None]
     with pytest.raises(UnsupportedModel, match="sdpa"):
-        _ = Subset(object(), index, Columns(index), 4, 4, torch.float32, "sdpa").mask
+        _ = LazyMask(object(), index, Columns(index), 4, 4, torch.float32, "sdpa").mask
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from tests import zoo
 from tests.reference import cuts_of, dropped_rows, masked, merged_input
 from tests.support import MERGING, engine, logits
 from tests.tolerances import assert_close
-from vtc.engine.capture.raters import gravity
 from vtc.methods import registry
 from vtc.models import family_of
 from vtc.patching.api import patch, unpatch
+from vtc.signals.rater_attention import gravity
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "gemma3", "paligemma", "qwen3_vl")
 
@@ -50,6 +50,7 @@ def test_raters_attention_is_that_of_an_eager_model(method, family, side, model_
     p, at = engine(model).current, list(engine(model).stage_at)
     cuts, gone = cuts_of(engine(model)), dropped_rows(engine(model))
     unpatch(model)
+    (chosen,) = p.at_input.values()
     embeds = []
     layer = family_of(model).layers[0]
     handle = layer.register_forward_pre_hook(lambda m, args: embeds.append(args[0]))
@@ -63,7 +64,7 @@ def test_raters_attention_is_that_of_an_eager_model(method, family, side, model_
         vision = sum((row for row, prompt in zip(rows, p.layout.prompts, strict=True) if prompt == b), [])
         text = [n for n in p.layout.text[b].nonzero()[:, 0].tolist() if n > vision[-1]]
         raters = slow_raters(embeds[0][b], vision, text)
-        assert sorted(r for r in p.raters[b].tolist() if r >= 0) == raters
+        assert sorted(r for r in chosen[b].tolist() if r >= 0) == raters
         assert len(raters) < len(text)
         for (tokens, got), index in zip(seen, at, strict=True):
             want = attentions[index - 1][b][:, raters]
@@ -82,7 +83,8 @@ def test_a_prompt_that_ends_with_its_picture_is_rated_by_its_last_row(model_of):
     patch(model, "sparsevlm", budget=0.5)
     logits(model, zoo.batch(prompts))
     p = engine(model).current
-    assert [[r for r in row if r >= 0] for row in p.raters.tolist()] == [[p.length - 1]] * 2
+    (chosen,) = p.at_input.values()
+    assert [[r for r in row if r >= 0] for row in chosen.tolist()] == [[p.length - 1]] * 2
 
 
 def test_gravity_is_the_product_of_rotated_ones():

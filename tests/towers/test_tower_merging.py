@@ -17,7 +17,7 @@ from vtc.errors import UnsupportedModel
 from vtc.methods.tome import split_groups
 from vtc.models import family_of
 from vtc.models.generic import Generic
-from vtc.signals.signals import TowerGroups
+from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import VisionTokens
 
 FAMILIES = [name for name in zoo.NAMES if name not in STIFF]

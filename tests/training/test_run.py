@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_samples(train):
 
 
 def test_the_model_teaches_itself(train, losses):
-    """Whole pictures: the divergence of the student from itself is nothing. A quarter of them: it is not."""
+    """ReducingMask pictures: the divergence of the student from itself is nothing. A quarter of them: it is not."""
     pytest.importorskip("accelerate")
     assert losses(train("whole", budget=1.0, distill=2.0, weight=1.0, steps=1)) == [0]
     assert losses(train("less", budget=4, distill=2.0, weight=1.0, steps=1))[0] > 1e-3

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.engine.masks import Seen, Subset, Whole
+from vtc.engine.masks import KernelMask, LazyMask, ReducingMask
 from vtc.errors import UnsupportedModel
 from vtc.kernels.augmented import augment
 from vtc.kernels.decode_merged import decode_merged
@@ -24,10 +24,10 @@ def attend(
 ) -> tuple[Tensor, Any]:
     """In place of an attention function: ``out [B, K, H, d]`` and its weights, if ``run`` gives any.
 
-    q ``[B, H, K, d]``, k and v ``[B, Hk, C, d]``; mask: a ``Subset`` of K rows and C columns, or any mask of ``run``,
+    q ``[B, H, K, d]``, k and v ``[B, Hk, C, d]``; mask: a ``LazyMask`` of K rows and C columns, or any mask of ``run``,
     the model's own attention function (q, k, v, mask, ...); ``kwargs``: what the layer told it (dropout, softcap, ...).
     """
-    if not isinstance(mask, Whole):
+    if not isinstance(mask, ReducingMask):
         return _attend(q, k, v, mask, scale, run, False, **kwargs)
     k, v, subset, gates = mask.reduce(k, v)
     out, weights = _attend(q, k, v, subset, scale, run, True, **kwargs)
@@ -37,7 +37,7 @@ def attend(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, run: Callable[..., Any], reduces: bool, **kwargs: Any
 ) -> tuple[Tensor, Any]:
-    if not isinstance(mask, Subset):
+    if not isinstance(mask, LazyMask):
         return run(q, k, v, mask, **kwargs)
     subset = mask
     plain = v.shape == k.shape and kwargs.get("softcap") is None and kwargs.get("s_aux") is None
@@ -64,7 +64,7 @@ def _attend(
     return out[..., : v.shape[-1]], weights
 
 
-def _for_kernel(subset: Subset, q: Tensor, k: Tensor, kwargs: dict[str, Any]) -> Seen | None:
+def _for_kernel(subset: LazyMask, q: Tensor, k: Tensor, kwargs: dict[str, Any]) -> KernelMask | None:
     window = kwargs.get("sliding_window")  # in the mask already, unless it is flash attention's
     if not in_kernel(q, k) or (subset.flash and window is not None and window < subset.total):
         return None

@@ -9,27 +9,31 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtc.budget.spend import Spend
-from vtc.engine.capture.listener import PIXELS, Listener
+from vtc.engine.capture.decoder import DecoderCapture
+from vtc.engine.capture.tower import PIXELS, TowerCapture
+from vtc.engine.capture.view import StageView
 from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows, row_layer
 from vtc.engine.kv_reduction import KeyReducer
 from vtc.engine.layer_arguments import Arguments
+from vtc.engine.placement import place_stages
 from vtc.engine.report import Report, summarise
 from vtc.engine.rows import put_rows, restore_rows
-from vtc.engine.stages import cut_stage, living_tokens, merge_rows, open_pass, regather, text_rows
-from vtc.engine.state import Cut, LayerPlan, Pass, Rows
+from vtc.engine.stages import cut_stage, merge_rows, open_prefill, regather, remaining_tokens, text_rows
+from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
 from vtc.engine.stopwatch import Stopwatch
 from vtc.engine.token_routing import Router
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
 from vtc.models.base import Family
-from vtc.signals.signals import RaterAttention, heard_in
+from vtc.signals.base import Signal
 from vtc.tokens import Budget
 
 IGNORE = -100  # labels that are not learned, as in transformers
@@ -37,19 +41,19 @@ REPLAYED = 8  # forwards whose layers a backward pass may still replay (activati
 
 
 class Engine:
-    """Runs one method at one budget on one model. Installs nothing: ``changes.Patch`` does, and undoes it."""
+    """Runs one method at one budget on one model. Installs nothing: ``vtc.patching.patch.Patch`` does, and undoes
+    it."""
 
     def __init__(self, family: Family, method: Method, budget: Budget):
         self.family, self.method = family, method
         self.depth = len(family.layers)
-        self.stage_at = self._place_stages()
-        self.rated = any(isinstance(s, RaterAttention) for n in self.stage_at.values() for s in method.signals(n))
-        self.listener, self.arguments = Listener(family), Arguments(family)
+        self.stage_at = place_stages(method, family)
+        self.tower, self.decoder, self.arguments = TowerCapture(family), DecoderCapture(family), Arguments(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.paused = False  # leave every forward alone
-        self.current: Pass | None = None
-        self.earlier: deque[Pass] = deque(maxlen=REPLAYED)
+        self.current: Prefill | None = None
+        self.earlier: deque[Prefill] = deque(maxlen=REPLAYED)
         self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
@@ -59,51 +63,16 @@ class Engine:
         if isinstance(self.method.spend, Spend):
             self.method.spend.agree(budget)
         self.budget = budget
-        self.keys = self._key_reducer() if self.method.reduces_keys else None
-        self.router = self._router() if self.method.skips_layers else None
+        first = next(iter(self.stage_at))
+        self.keys = KeyReducer(self.method, budget, first, self.family) if self.method.reduces_keys else None
+        self.router = Router(self.method, budget, first, self.depth) if self.method.skips_layers else None
 
-    def _place_stages(self) -> dict[int, int]:
-        """Decoder layer -> stage."""
-        at: list[int] = []
-        for stage in self.method.stages():
-            index = stage.index(self.depth)
-            taken = bool(at) and isinstance(stage.layer, float) and index <= at[-1]
-            at.append(at[-1] + 1 if taken else index)  # two fractions can fall on one layer of a shallow decoder
-        if sorted(set(at)) != at or at[-1] >= self.depth:
-            raise ValueError(
-                f"{self.method.name} cuts before layers {at} and the model has {self.depth}; stages must increase and "
-                f"lie below {self.depth}"
-            )
-        if len(self.method.rest) == self.depth:
-            raise ValueError(
-                f"{self.method.name}: rest={self.method.rest} is every decoder layer; leave one out at least"
-            )
-        if self.method.rest and self.method.rest[-1] >= self.depth:
-            raise ValueError(
-                f"{self.method.name}: rest={self.method.rest} and the model has {self.depth} decoder layers; the last "
-                f"is {self.depth - 1}"
-            )
-        heard = {heard_in(s, layer) for n, layer in enumerate(at) for s in self.method.signals(n)}
-        if blind := [layer for layer in self.method.rest if layer in heard]:
-            raise ValueError(
-                f"{self.method.name} chooses by what layer {blind[0]} attends to, and its tokens rest there; leave "
-                f"{blind[0]} out of rest={self.method.rest}"
-            )
-        one_run = at == [0] and not self.method.rest
-        if self.family.hybrid and (not one_run or self.method.reduces_keys or self.method.skips_layers):
-            raise UnsupportedModel(
-                f"{type(self.family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
-                "use a method at the decoder's input, such as divprune"
-            )
-        return {layer: stage for stage, layer in enumerate(at)}
-
-    def _key_reducer(self) -> KeyReducer:
-        (first,) = self.stage_at
-        return KeyReducer(self.method, self.budget, first, self.depth, self.listener)
-
-    def _router(self) -> Router:
-        (first,) = self.stage_at
-        return Router(self.method, self.budget, first, self.depth)
+    def asked(self) -> Iterator[tuple[int, Signal]]:
+        """Every signal that the method asks for, and the decoder layer before which it does."""
+        for first, stage in self.stage_at.items():
+            each = self.method.reduces_keys or self.method.skips_layers  # asked anew in every layer from its stage on
+            for layer in range(first, self.depth if each else first + 1):
+                yield from ((layer, signal) for signal in self.method.signals(stage))
 
     @contextmanager
     def asking(self, labels: Tensor) -> Iterator[None]:
@@ -133,19 +102,19 @@ class Engine:
             # Text only, or a decode step (whose token may even look like a placeholder).
             if torch.is_grad_enabled():
                 batch, length = given.shape[:2]
-                self.current = Pass({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
+                self.current = Prefill({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
             return
         check_cache(kwargs.get("past_key_values"))
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
         if fresh:
-            self.listener.runs = {}
-        self.listener.adopt(features)
+            self.tower.runs = {}
+        self.tower.adopt(features)
         batch, length = given.shape[:2]
         mask = kwargs.get("attention_mask")
         padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         on_cpu = None if ids is None else ids.cpu()
-        self.current = Pass(
+        self.current = Prefill(
             ids={} if on_cpu is None else self._placeholders(on_cpu),
             input_ids=on_cpu,
             padding=None if padding is None or bool(padding.all()) else padding,
@@ -181,7 +150,7 @@ class Engine:
             return
         for modality, mask in zip(("image", "video"), masks, strict=False):
             where = (mask[..., 0] if mask.dim() == 3 else mask).cpu()
-            if bool(where.any()) and modality in self.listener.runs:
+            if bool(where.any()) and modality in self.tower.runs:
                 p.ids[modality] = where
 
     def begin_text(self, kwargs: dict[str, Any]) -> None:
@@ -204,14 +173,14 @@ class Engine:
             )
         p.restored = None
         self.arguments.forget()
-        for run in self.listener.runs.values():
+        for run in self.tower.runs.values():
             run.used = True
         held = cache_bytes(cache)
         self._report = None
         budget = self.budget
         self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
 
-    def _all_cut(self, p: Pass) -> bool:
+    def _all_cut(self, p: Prefill) -> bool:
         if self.router is not None:
             return all(p.plans[index].runs is not None for index in range(self.router.first, self.depth))
         if self.keys is None:
@@ -256,7 +225,7 @@ class Engine:
             output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
         return self._leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
 
-    def _pass_of(self, index: int, tables: Any) -> Pass | None:
+    def _pass_of(self, index: int, tables: Any) -> Prefill | None:
         """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
         (known by its rotary tables, which a replay gets again)."""
         p = self.current
@@ -272,21 +241,19 @@ class Engine:
             "dropped is no longer known; call backward sooner"
         )
 
-    def _plan(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
+    def _plan(self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> LayerPlan:
         if not p.opened:
-            open_pass(p, self.family, self.method, self.budget, tuple(self.stage_at), self.listener.runs, states)
+            open_prefill(p, self.family, self.method, self.budget, tuple(self.stage_at), self.tower.runs, states)
             p.over = p.over or not self.bypass
-            if p.over and self.rated:
-                with p.clock:
-                    self.listener.hear_input(p, states)
+            if p.over:
+                self._show_input(p, states)
         if self.router is not None:
             if not p.over or index < self.router.first:
                 return LayerPlan()
             with p.clock, torch.no_grad():
-                tokens, position = living_tokens(p, states)
-                asked = self.method.signals(0)
-                signals = {s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in asked}
-                return LayerPlan(runs=self.router.cut(p, index, tokens, position, signals))
+                view = self._view(p, index, states, forward, kwargs)
+                signals = view.signals(self.method.signals(0))
+                return LayerPlan(runs=self.router.cut(p, index, view.tokens, view.position, signals))
         before = p.last_cut
         plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
         if index in self.stage_at and p.over and self.keys is None:
@@ -299,15 +266,26 @@ class Engine:
         plan.restore = plan.rows is not None and (index == self.depth - 1 or index < p.between)
         return plan
 
-    def _select(self, p: Pass, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Cut:
-        stage = self.stage_at[index]
-        tokens, position = living_tokens(p, states)
-        signals = {
-            s: self.listener.signal(p, s, index, position, states, forward, kwargs) for s in self.method.signals(stage)
-        }
-        return cut_stage(p, self.method, stage, tokens, position, signals, self.family.hybrid)
+    def _select(self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Cut:
+        stage, view = self.stage_at[index], self._view(p, index, states, forward, kwargs)
+        signals = view.signals(self.method.signals(stage))
+        return cut_stage(p, self.method, stage, view.tokens, view.position, signals, self.family.hybrid)
 
-    def _enter(self, p: Pass, plan: LayerPlan, states: Tensor) -> Tensor:
+    def _view(self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> StageView:
+        tokens, position = remaining_tokens(p, states)
+        run_ahead = partial(self.decoder.run_ahead, p, index, states, forward, kwargs)
+        return StageView(p, self.family, index, tokens, position, states, run_ahead)
+
+    @torch.no_grad()
+    def _show_input(self, p: Prefill, states: Tensor) -> None:
+        """The decoder's input, for the signals that ask to see it."""
+        asking = {signal.source for _, signal in self.asked() if signal.source.sees_input}
+        if asking:
+            with p.clock:
+                view = StageView(p, self.family, 0, *remaining_tokens(p, states), states)
+                p.at_input = {signal: signal.at_input(view) for signal in asking}
+
+    def _enter(self, p: Prefill, plan: LayerPlan, states: Tensor) -> Tensor:
         if plan.regather is not None:
             states = regather(states, p, plan.regather)
             p.restored = None
@@ -316,7 +294,7 @@ class Engine:
                 states = merge_rows(states, plan.enter)
         return states
 
-    def _leave(self, p: Pass, cut: Cut, output: Any) -> Any:
+    def _leave(self, p: Prefill, cut: Cut, output: Any) -> Any:
         short = output[0] if isinstance(output, tuple) else output
         full = restore_rows(short, cut.rows, cut.valid, p.length)
         p.restored = (full, short)
@@ -324,7 +302,7 @@ class Engine:
 
     def _on_some_rows(
         self,
-        p: Pass,
+        p: Prefill,
         cut: Rows,
         index: int,
         states: Tensor,
@@ -352,7 +330,7 @@ class Engine:
     def _on_fewer_keys(
         self,
         keys: KeyReducer,
-        p: Pass,
+        p: Prefill,
         plan: LayerPlan,
         index: int,
         states: Tensor,

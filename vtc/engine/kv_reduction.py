@@ -16,31 +16,38 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.budget.schedule import allot, keys_to_spend
-from vtc.engine.capture.listener import Listener, last_row, received
+from vtc.engine.capture.view import StageView
 from vtc.engine.gates import Gates
 from vtc.engine.kv_cache import RowCacheLayer
-from vtc.engine.masks import Subset, Whole
+from vtc.engine.masks import LazyMask, ReducingMask
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut, merge_rows
-from vtc.engine.state import Cut, LayerPlan, Pass, Purse
+from vtc.engine.state import Cut, LayerBudget, LayerPlan, Prefill
 from vtc.errors import UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
-from vtc.signals.signals import QuestionState, Signal, TextAttention, TokenStates
+from vtc.models.base import Family
+from vtc.signals.base import Signal
 from vtc.tokens import Budget, VisionTokens
 
 
 class KeyReducer:
     """Reduces the keys of decoder layers ``first`` to ``depth - 1``, one forward at a time."""
 
-    def __init__(self, method: Method, budget: Budget, first: int, depth: int, listener: Listener):
-        self.method, self.budget = method, budget
-        self.first, self.depth = first, depth
-        self.listener = listener
+    def __init__(self, method: Method, budget: Budget, first: int, family: Family):
+        self.method, self.budget, self.family = method, budget, family
+        self.first, self.depth = first, len(family.layers)
 
     def mask(
-        self, p: Pass, plan: LayerPlan, index: int, layer: RowCacheLayer | None, given: Any, states: Tensor, attn: str
-    ) -> Whole:
+        self,
+        p: Prefill,
+        plan: LayerPlan,
+        index: int,
+        layer: RowCacheLayer | None,
+        given: Any,
+        states: Tensor,
+        attn: str,
+    ) -> ReducingMask:
         """The attention mask of layer ``index``: all rows and columns, and how to reduce them once k and v are there.
         ``given``: the model's mask; ``attn``: its attention function."""
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1)
@@ -49,11 +56,11 @@ class KeyReducer:
         new = Columns(rows + past)
         columns = new if held is None else held.then(new)
         reduce = partial(self._reduce, p, plan, index, layer, held, given, attn, states.detach())
-        return Whole(given, rows, columns, p.length, past + p.length, states.dtype, attn, reduce=reduce)
+        return ReducingMask(given, rows, columns, p.length, past + p.length, states.dtype, attn, reduce=reduce)
 
     def _reduce(
         self,
-        p: Pass,
+        p: Prefill,
         plan: LayerPlan,
         index: int,
         layer: RowCacheLayer | None,
@@ -63,7 +70,7 @@ class KeyReducer:
         states: Tensor,
         k: Tensor,
         v: Tensor,
-    ) -> tuple[Tensor, Tensor, Subset | Tensor | None, Gates | None]:
+    ) -> tuple[Tensor, Tensor, LazyMask | Tensor | None, Gates | None]:
         """Keys and values ``[B, Hk, C, d]``, those of this forward behind the cached ones: what stays of them."""
         if plan.keys is None:
             with p.clock, torch.no_grad():
@@ -77,7 +84,7 @@ class KeyReducer:
         if layer is not None:
             layer.hold(columns, k, v)
         rows = torch.arange(p.length, device=k.device).expand(p.batch, -1)
-        subset = Subset(given, rows, columns, p.length, total, k.dtype, attn)
+        subset = LazyMask(given, rows, columns, p.length, total, k.dtype, attn)
         if held is None:
             check_first_rows(p, subset)
         gates = self._gates(p, cut, index, held, subset, every, (k, v), states) if self._learns else None
@@ -90,11 +97,11 @@ class KeyReducer:
 
     def _gates(
         self,
-        p: Pass,
+        p: Prefill,
         cut: Cut,
         index: int,
         held: Columns | None,
-        subset: Subset,
+        subset: LazyMask,
         every: tuple[Tensor, Tensor],
         fewer: tuple[Tensor, Tensor],
         states: Tensor,
@@ -126,45 +133,35 @@ class KeyReducer:
         gate = torch.zeros(at.shape, dtype=soft.dtype, device=soft.device).index_put(asked, soft[picture, n])
         return Gates(pad(gate, (past, 0)), k, v, bias, stays)
 
-    def _cut(self, p: Pass, index: int, k: Tensor, states: Tensor) -> Cut:
+    def _cut(self, p: Prefill, index: int, k: Tensor, states: Tensor) -> Cut:
         """Ask the method which keys ``k [B, Hk, n, d]`` of this forward stay in layer ``index``."""
         method, (tokens, signals) = self.method.in_layer(index - self.first), self._seen(p, index, k, states)
         totals = self._spend(p, index, method.need(tokens, signals).tolist())
         return make_cut(p, method, 0, totals, tokens, p.layout.row, signals)[0]
 
-    def _seen(self, p: Pass, index: int, k: Tensor, states: Tensor) -> tuple[VisionTokens, dict[Signal, Tensor]]:
+    def _seen(self, p: Prefill, index: int, k: Tensor, states: Tensor) -> tuple[VisionTokens, dict[Signal, Tensor]]:
         """What the method is shown of the keys ``k [B, Hk, n, d]`` of this forward in layer ``index``."""
         layout = p.layout
         keys = gather_rows(k.transpose(1, 2).flatten(2)[layout.prompt], layout.row)
         tokens = VisionTokens(
-            keys, layout.valid, p.alive.size, layout.grid, layout.row, layout.prompt, list(layout.count)
+            keys, layout.valid, p.remaining.size, layout.grid, layout.row, layout.prompt, list(layout.count)
         )
-        return tokens, {s: self._signal(p, s, index, states) for s in self.method.signals(0)}
+        view = StageView(p, self.family, index, tokens, layout.row, states)
+        return tokens, view.signals(self.method.signals(0))
 
-    def _signal(self, p: Pass, signal: Signal, index: int, states: Tensor) -> Tensor:
-        """``[I, ...]``: as methods that cut rows see it; what a layer's rows attend to was heard just before."""
-        if isinstance(signal, TokenStates):
-            return gather_rows(states[p.layout.prompt], p.layout.row)
-        if isinstance(signal, QuestionState):
-            return gather_rows(states, last_row(p, None)[:, None])[p.layout.prompt, 0]
-        if not isinstance(signal, TextAttention):
-            raise UnsupportedModel(f"{signal} is not known where keys are reduced; use TextAttention")
-        heard = self.listener.heard(p, index - (signal.of == "previous"), TextAttention())
-        return received(p, signal, heard.to(states.device), p.layout.row)
-
-    def _spend(self, p: Pass, index: int, needs: list[float]) -> list[int]:
+    def _spend(self, p: Prefill, index: int, needs: list[float]) -> list[int]:
         """Keys each picture keeps in layer ``index``."""
         full = [n + m for n, m in zip(p.layout.count, p.layout.newlines, strict=True)]
         if index == self.first:
             left = [keys_to_spend(n, self.budget, self.first, self.depth) for n in full]
-            p.purse = Purse(left, weights=self.method.weights(self.depth - self.first))
-        purse = p.purse
-        purse.needs.append(needs)
-        usual = [sum(row) / len(row) for row in zip(*purse.needs, strict=True)]
-        weights = purse.weights[index - self.first :]
-        spent = [allot(left, weights, *each) for left, *each in zip(purse.left, full, needs, usual, strict=True)]
-        purse.left = [left - n for left, n in zip(purse.left, spent, strict=True)]
-        purse.spent[index] = spent
+            p.layer_budget = LayerBudget(left, weights=self.method.weights(self.depth - self.first))
+        layer_budget = p.layer_budget
+        layer_budget.needs.append(needs)
+        usual = [sum(row) / len(row) for row in zip(*layer_budget.needs, strict=True)]
+        weights = layer_budget.weights[index - self.first :]
+        spent = [allot(left, weights, *each) for left, *each in zip(layer_budget.left, full, needs, usual, strict=True)]
+        layer_budget.left = [left - n for left, n in zip(layer_budget.left, spent, strict=True)]
+        layer_budget.spent[index] = spent
         return spent
 
 
@@ -180,7 +177,7 @@ def reduce_heads(x: Tensor, cut: Cut, length: int) -> Tensor:
     return torch.cat([past, kept], dim=2)
 
 
-def check_first_rows(p: Pass, subset: Subset) -> None:
+def check_first_rows(p: Prefill, subset: LazyMask) -> None:
     """Raise ``UnsupportedModel`` where a prompt begins with its picture and its first row would see no key at all."""
     first = torch.zeros(p.batch, dtype=torch.int64) if p.padding is None else p.padding.int().argmax(dim=1)
     starts = {entries[0].prompt: int(entries[0].rows[0]) for entries in reversed(p.layout.entries)}

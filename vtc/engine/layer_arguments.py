@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from vtc.engine.kv_cache import row_layer, stored
-from vtc.engine.masks import Subset
+from vtc.engine.masks import LazyMask
 from vtc.engine.rows import Columns, gather_positions
-from vtc.engine.state import Pass, Rows
+from vtc.engine.state import Prefill, Rows
 from vtc.models.base import Family
 
 
 class Arguments:
-    """Keyword arguments of one model's decoder layers. ``weighs``: the layers whose attention takes a ``Subset`` for a
-    mask."""
+    """Keyword arguments of one model's decoder layers. ``weighs``: the layers whose attention takes a ``LazyMask`` for
+    a mask."""
 
     def __init__(self, family: Family):
         self.family = family
@@ -33,7 +33,7 @@ class Arguments:
     def backend(self) -> str:
         return self.family.decoder.config._attn_implementation or "eager"
 
-    def on_rows(self, p: Pass, cut: Rows, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def on_rows(self, p: Prefill, cut: Rows, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
         layer = row_layer(kwargs.get("past_key_values"), index)
         past = 0 if layer is None else layer.logical
@@ -45,9 +45,9 @@ class Arguments:
         mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
         held = None if layer is None else layer.kept
 
-        def subset() -> Subset:
+        def subset() -> LazyMask:
             columns = new if layer is None else layer.columns(new, p.batch, cut.rows.device)
-            return Subset(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self.backend)
+            return LazyMask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self.backend)
 
         if layer is not None:
             layer.expect(new, p.length)
@@ -74,15 +74,15 @@ class Arguments:
         if mask is None and length == 1 and (held is None or (held.valid is None and held.log_size is None)):
             return kwargs
 
-        def subset() -> Subset:
+        def subset() -> LazyMask:
             rows = torch.arange(length, device=states.device).expand(batch, -1)
             columns = layer.columns(length, batch, states.device)
-            return Subset(mask, rows, columns, length, layer.logical + length, states.dtype, self.backend)
+            return LazyMask(mask, rows, columns, length, layer.logical + length, states.dtype, self.backend)
 
         key = ("mask", id(mask), id(held and held.index), layer.logical, layer.tail, length)
         return {**kwargs, "attention_mask": self._mask(index, self._once(key, (mask, held), subset))}
 
-    def _mask(self, index: int, subset: Subset) -> Subset | Tensor | None:
+    def _mask(self, index: int, subset: LazyMask) -> LazyMask | Tensor | None:
         """The mask of layer ``index``: where sizes matter and its attention is ours, the subset itself, so that no
         mask need be made."""
         if not self.family.attends(index):

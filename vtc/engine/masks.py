@@ -18,7 +18,7 @@ from vtc.kernels.merged_attention import causal_end
 
 
 @dataclass(frozen=True)
-class Seen:
+class KernelMask:
     """Row i sees the keys before ``end [B, K]`` (None: all) whose ``log_size [B, C]`` is not -inf."""
 
     end: Tensor | None
@@ -26,7 +26,7 @@ class Seen:
 
 
 @dataclass(eq=False)
-class Subset:
+class LazyMask:
     """Some rows and columns of the attention of one forward; each form is made when it is first asked for.
 
     given: the mask the model built, None (causal), ``[B, T]`` (flash, recurrent layers) or ``[B or 1, h, length, T]``
@@ -59,7 +59,7 @@ class Subset:
         zero = torch.zeros(columns.index.shape, device=columns.index.device)
         return zero if columns.log_size is None else columns.log_size
 
-    def at(self, row: Tensor) -> Subset:
+    def at(self, row: Tensor) -> LazyMask:
         """The rows ``row [B, R]`` (indices into ``rows``) of each prompt."""
         return replace(self, rows=self.rows.gather(1, row))
 
@@ -152,14 +152,14 @@ class Subset:
         return (seen if valid is None else seen & valid[:, None, None]).any(dim=-1).all(dim=1)
 
     @cached_property
-    def seen(self) -> Seen | None:
+    def seen(self) -> KernelMask | None:
         """The same for the fused kernels; None where "the keys before ``end`` that are there" does not say it."""
         columns = self.columns
         sizes = self.sizes
         flat = self._flat() if self.flash or self.given is None or self.given.dim() == 2 else None
         if flat is not None or self.given is None:
             end = None if self.rows.shape[1] == 1 else causal_end(self.place, columns.index)
-            return Seen(end, sizes if flat is None else sizes.masked_fill(flat == 0, -torch.inf))
+            return KernelMask(end, sizes if flat is None else sizes.masked_fill(flat == 0, -torch.inf))
         visible, valid = self._visible()
         if visible.dtype != torch.bool or visible.shape[1] != 1:
             return None
@@ -167,18 +167,46 @@ class Subset:
         there = visible.any(dim=1)
         sizes = sizes.masked_fill(~there, -torch.inf)
         if self.rows.shape[1] == 1:
-            return Seen(None, sizes)
+            return KernelMask(None, sizes)
         order = torch.arange(1, visible.shape[2] + 1, device=visible.device)
         end = (visible * order).amax(dim=2)
         same = visible == (there[:, None] & (order <= end[..., None]))
-        return Seen(end.int(), sizes) if bool(same.all()) else None
+        return KernelMask(end.int(), sizes) if bool(same.all()) else None
 
 
 @dataclass(eq=False)
-class Whole(Subset):
+class ReducingMask(LazyMask):
     """All rows and columns of a forward, before attention reduces its keys: ``reduce(k, v)`` gives the keys and values
     that stay, the mask they have, and, where what stays is learned, its ``Gates``."""
 
-    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Subset | Tensor | None, Gates | None]] = field(
+    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, LazyMask | Tensor | None, Gates | None]] = field(
         kw_only=True
     )
+
+
+Mask = Tensor | LazyMask | None
+
+
+def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
+    """``[B, R, keys]``: what each row of ``row [B, R]``, of ``rows``, adds to its logits, -inf where it sees nothing.
+
+    mask is what an attention function gets: None (causal by index, the last query sees the last key), ``[B, keys]`` or
+    ``[B or 1, 1, rows, keys]``, bool or additive, or a ``LazyMask``.
+    """
+    if isinstance(mask, LazyMask):
+        some = replace(mask.at(row), backend="sdpa")
+        if some.seen is None:
+            return row_bias(some.mask, torch.arange(row.shape[1], device=row.device).expand_as(row), row.shape[1], keys)
+        by_place = some.given is None or some.given.dim() == 2  # one row alone is not always the last
+        behind = causal_end(some.place, some.columns.index) if by_place else some.seen.end
+        end = keys if behind is None else behind[..., None]
+        bias = some.seen.log_size[:, None].expand(-1, row.shape[1], -1)
+        return bias.masked_fill(torch.arange(keys, device=row.device) >= end, -torch.inf)
+    if mask is not None and mask.dim() == 4:
+        seen = gather_rows(mask[:, 0], row)
+    else:
+        seen = torch.arange(keys, device=row.device) <= (row + keys - rows)[..., None]
+        seen = seen if mask is None else seen & mask.bool()[:, None]
+    if seen.dtype != torch.bool:
+        return seen.float()
+    return torch.zeros(seen.shape, device=row.device).masked_fill(~seen, -torch.inf)

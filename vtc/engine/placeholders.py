@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.models.base import Family, Place, TowerRun
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 
 
 @dataclass

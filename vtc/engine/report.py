@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from vtc.engine.state import Pass
+    from vtc.engine.state import Prefill
     from vtc.methods.base import Method
     from vtc.models.base import Family
     from vtc.tokens import Budget
@@ -114,7 +114,7 @@ def compose(slots: list[Tensor], anchors: list[Tensor]) -> Tensor:
 
 
 def summarise(
-    p: Pass, family: Family, method: Method, budget: Budget, stage_at: dict[int, int], kv_bytes: int
+    p: Prefill, family: Family, method: Method, budget: Budget, stage_at: dict[int, int], kv_bytes: int
 ) -> Report:
     """The report of one forward, from what the engine noted."""
     from vtc.engine.state import Cut
@@ -123,7 +123,7 @@ def summarise(
     by_keys = {layer: plan.keys for layer, plan in sorted(p.plans.items()) if plan.keys is not None}
     routed = [plan.runs for _, plan in sorted(p.plans.items()) if isinstance(plan.runs, Cut)]
     cuts = p.cuts or [*by_keys.values(), *routed][-1:]  # of layers that each choose anew, the last
-    spent = p.purse.spent if by_keys or method.skips_layers and p.over else {}
+    spent = p.layer_budget.spent if by_keys or method.skips_layers and p.over else {}
     where = compose([c.reduction.slot for c in cuts], [c.reduction.anchor for c in cuts]).tolist() if cuts else None
     grids = layout.grid.tolist()
     pictures = []

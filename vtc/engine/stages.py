@@ -9,19 +9,19 @@ from vtc.budget.schedule import solve
 from vtc.budget.spend import Spend, needs
 from vtc.engine.placeholders import Layout, build_layout
 from vtc.engine.rows import choose_rows
-from vtc.engine.state import Alive, Cut, Pass, Rows
+from vtc.engine.state import Cut, Prefill, Remaining, Rows
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.kernels.merge import merge
 from vtc.methods._share import share
 from vtc.methods.base import Method
 from vtc.models.base import Family, TowerRun
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Budget, Reduction, VisionTokens, sort_padded, top
 
 
-def open_pass(
-    p: Pass,
+def open_prefill(
+    p: Prefill,
     family: Family,
     method: Method,
     budget: Budget,
@@ -30,12 +30,12 @@ def open_pass(
     states: Tensor,
 ) -> None:
     """Find the pictures of this forward and solve the budget for each, once, on the CPU."""
-    heard = [runs[m] for m in p.ids if m in runs]
-    _check_heard(p, runs)
+    known = [runs[m] for m in p.ids if m in runs]
+    _check_known(p, runs)
     p.opened = True
-    p.layout = layout = build_layout(family, heard, p.ids, p.padding, p.input_ids, states.device)
+    p.layout = layout = build_layout(family, known, p.ids, p.padding, p.input_ids, states.device)
     totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
-    p.alive = Alive(
+    p.remaining = Remaining(
         row=layout.row,
         valid=layout.valid,
         size=torch.ones(layout.row.shape, device=states.device),
@@ -56,9 +56,9 @@ def open_pass(
 
 
 @torch.no_grad()
-def budgets_by_need(p: Pass, spend: Spend, totals: list[int], states: Tensor) -> list[Budget]:
+def budgets_by_need(p: Prefill, spend: Spend, totals: list[int], states: Tensor) -> list[Budget]:
     """The own budget of each picture, from its features alone."""
-    tokens, _ = living_tokens(p, states)
+    tokens, _ = remaining_tokens(p, states)
     p.needs = needs(tokens.features, tokens.count)
     return [Budget(spend.own(total, need)) for total, need in zip(totals, p.needs, strict=True)]
 
@@ -71,7 +71,7 @@ def keeps_of(
     return [solve(total, budget, starts, powers, layers, method.name, factors, method.rest) for total in totals]
 
 
-def _check_heard(p: Pass, runs: dict[str, TowerRun]) -> None:
+def _check_known(p: Prefill, runs: dict[str, TowerRun]) -> None:
     """Every placeholder must belong to features that were computed (both modalities may share one placeholder id)."""
     covered = [where for modality, where in p.ids.items() if modality in runs]
     for modality, where in p.ids.items():
@@ -82,18 +82,20 @@ def _check_heard(p: Pass, runs: dict[str, TowerRun]) -> None:
             )
 
 
-def living_tokens(p: Pass, states: Tensor) -> tuple[VisionTokens, Tensor]:
+def remaining_tokens(p: Prefill, states: Tensor) -> tuple[VisionTokens, Tensor]:
     """The living tokens as they stand in ``states [B, n, D]`` (all rows, or those of the last cut), and where."""
-    alive, layout, before = p.alive, p.layout, p.last_cut
-    position = alive.row if before is None else torch.searchsorted(before.rows[layout.prompt], alive.row)
-    position = position.masked_fill(~alive.valid, 0)
+    remaining, layout, before = p.remaining, p.layout, p.last_cut
+    position = remaining.row if before is None else torch.searchsorted(before.rows[layout.prompt], remaining.row)
+    position = position.masked_fill(~remaining.valid, 0)
     features = gather_rows(states[layout.prompt], position)
-    tokens = VisionTokens(features, alive.valid, alive.size, alive.grid, alive.row, layout.prompt, alive.count)
+    tokens = VisionTokens(
+        features, remaining.valid, remaining.size, remaining.grid, remaining.row, layout.prompt, remaining.count
+    )
     return tokens, position
 
 
 def cut_stage(
-    p: Pass,
+    p: Prefill,
     method: Method,
     stage: int,
     tokens: VisionTokens,
@@ -102,12 +104,12 @@ def cut_stage(
     hybrid: bool,
 ) -> Cut:
     """Ask the method which of the living tokens go on, and make the rows the next layers run on."""
-    cut, p.alive = make_cut(p, method, stage, [k[stage] for k in p.keeps], tokens, position, signals, hybrid)
+    cut, p.remaining = make_cut(p, method, stage, [k[stage] for k in p.keeps], tokens, position, signals, hybrid)
     return cut
 
 
 def make_cut(
-    p: Pass,
+    p: Prefill,
     method: Method,
     stage: int,
     totals: list[int],
@@ -115,18 +117,18 @@ def make_cut(
     position: Tensor,
     signals: dict[Signal, Tensor],
     hybrid: bool = False,
-) -> tuple[Cut, Alive]:
+) -> tuple[Cut, Remaining]:
     """The living tokens reduced to ``totals[i]`` a picture, newlines included, and what lives after it."""
-    alive = p.alive
-    keep, newline_keep = split_newlines(totals, alive.count, alive.newlines)
-    if keep == alive.count and newline_keep == alive.newlines:
+    remaining = p.remaining
+    keep, newline_keep = split_newlines(totals, remaining.count, remaining.newlines)
+    if keep == remaining.count and newline_keep == remaining.newlines:
         reduction = Reduction.keep(every_token(tokens), tokens)
     else:
         reduction = method.reduce(stage, tokens, signals, keep)
         if method.share and stage == 0:
             reduction = share(tokens, reduction)
     before = p.last_cut
-    after = survivors(alive, tokens, reduction, keep, newline_keep)
+    after = after_cut(remaining, tokens, reduction, keep, newline_keep)
     rows, valid = rows_of(p.layout, after, hybrid)
     sized = reduction.merges or (before is not None and before.log_size is not None)
     log_size = log_sizes(p, after, rows, tokens.features.dtype) if method.share and sized else None
@@ -135,7 +137,7 @@ def make_cut(
     return Cut(rows, valid, log_size, inside, tokens, reduction, keep, position), after
 
 
-def text_rows(p: Pass) -> Rows:
+def text_rows(p: Prefill) -> Rows:
     """The rows of the prompts that are no vision tokens, as they stand in the states behind the last cut."""
     cut, layout = p.last_cut, p.layout
     if p.text is None or p.text[0] is not cut:  # one object for all layers, as masks are made once for each
@@ -145,25 +147,25 @@ def text_rows(p: Pass) -> Rows:
     return p.text[1]
 
 
-def survivors(
-    alive: Alive, tokens: VisionTokens, reduction: Reduction, keep: list[int], newline_keep: list[int]
-) -> Alive:
+def after_cut(
+    remaining: Remaining, tokens: VisionTokens, reduction: Reduction, keep: list[int], newline_keep: list[int]
+) -> Remaining:
     """The tokens that live on after a reduction, sizes added up by slot."""
     anchor, used = reduction.anchor.clamp(min=0), reduction.anchor >= 0
-    grid = gather_rows(alive.grid, anchor).masked_fill(~used[..., None], -1)
-    newline_row, newline_grid = keep_newlines(alive, grid.masked_fill(~used[..., None], -2), newline_keep)
-    row = alive.row.gather(1, anchor)
-    return Alive(row, used, reduction.sizes(tokens), grid, keep, newline_row, newline_grid, newline_keep)
+    grid = gather_rows(remaining.grid, anchor).masked_fill(~used[..., None], -1)
+    newline_row, newline_grid = keep_newlines(remaining, grid.masked_fill(~used[..., None], -2), newline_keep)
+    row = remaining.row.gather(1, anchor)
+    return Remaining(row, used, reduction.sizes(tokens), grid, keep, newline_row, newline_grid, newline_keep)
 
 
-def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor | None]:
+def rows_of(layout: Layout, remaining: Remaining, hybrid: bool) -> tuple[Tensor, Tensor | None]:
     """``(rows [B, K], valid)``: every real text row and the living vision rows of each prompt."""
     kept = layout.text.clone()
-    for row, counted in ((alive.row, alive.count), (alive.newline_row, alive.newlines)):
+    for row, counted in ((remaining.row, remaining.count), (remaining.newline_row, remaining.newlines)):
         i, k = listed(counted, row.device)
         kept[layout.prompt[i], row[i, k]] = True
     count = list(layout.text_count)
-    for prompt, n, m in zip(layout.prompts, alive.count, alive.newlines, strict=True):
+    for prompt, n, m in zip(layout.prompts, remaining.count, remaining.newlines, strict=True):
         count[prompt] += n + m
     short = max(count)
     if hybrid and any(short - n > spare for n, spare in zip(count, layout.spare_count, strict=True)):
@@ -174,13 +176,13 @@ def rows_of(layout: Layout, alive: Alive, hybrid: bool) -> tuple[Tensor, Tensor 
     return choose_rows(kept, layout.spare, count)
 
 
-def log_sizes(p: Pass, alive: Alive, rows: Tensor, dtype: torch.dtype) -> Tensor:
+def log_sizes(p: Prefill, remaining: Remaining, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """``[B, K]``: log of how many tokens each row stands for (0 for text), in float32 (float64 for float64 states)."""
     layout = p.layout
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     sizes = torch.ones(p.batch, p.length, device=rows.device, dtype=exact)
-    i, k = listed(alive.count, rows.device)
-    sizes[layout.prompt[i], alive.row[i, k]] = alive.size[i, k].clamp(min=1.0).to(exact)
+    i, k = listed(remaining.count, rows.device)
+    sizes[layout.prompt[i], remaining.row[i, k]] = remaining.size[i, k].clamp(min=1.0).to(exact)
     return sizes.gather(1, rows).log()
 
 
@@ -197,7 +199,7 @@ def merge_rows(states: Tensor, cut: Cut) -> Tensor:
     return at_anchors(out, cut, value, accumulate=False)
 
 
-def regather(states: Tensor, p: Pass, cut: Cut) -> Tensor:
+def regather(states: Tensor, p: Prefill, cut: Cut) -> Tensor:
     """The rows of ``cut`` from states that were restored to full length; what was added to a slot's tokens in between
     (DeepStack features) merges by the same slots as the tokens did."""
     if p.restored is not None and states is p.restored[0]:
@@ -266,12 +268,12 @@ def split_newlines(keep: list[int], count: list[int], newlines: list[int]) -> tu
     return scored, lines
 
 
-def keep_newlines(alive: Alive, grid: Tensor, keep: list[int]) -> tuple[Tensor, Tensor]:
+def keep_newlines(remaining: Remaining, grid: Tensor, keep: list[int]) -> tuple[Tensor, Tensor]:
     """The newlines of the grid rows that kept the most tokens (``grid [I, K, 3]`` of the kept ones)."""
-    if alive.newline_row.shape[1] == 0:
-        return alive.newline_row, alive.newline_grid
-    same_row = (alive.newline_grid[:, None, :, :2] == grid[:, :, None, :2]).all(dim=-1)
-    chosen = sort_padded(top(same_row.sum(dim=1).float(), keep, alive.newline_row >= 0))
+    if remaining.newline_row.shape[1] == 0:
+        return remaining.newline_row, remaining.newline_grid
+    same_row = (remaining.newline_grid[:, None, :, :2] == grid[:, :, None, :2]).all(dim=-1)
+    chosen = sort_padded(top(same_row.sum(dim=1).float(), keep, remaining.newline_row >= 0))
     index, used = chosen.clamp(min=0), chosen >= 0
-    row = alive.newline_row.gather(1, index).masked_fill(~used, -1)
-    return row, gather_rows(alive.newline_grid, index).masked_fill(~used[..., None], -1)
+    row = remaining.newline_row.gather(1, index).masked_fill(~used, -1)
+    return row, gather_rows(remaining.newline_grid, index).masked_fill(~used[..., None], -1)

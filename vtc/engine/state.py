@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc.engine.placeholders import Layout
 from vtc.engine.stopwatch import Stopwatch
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 
 @dataclass
-class Alive:
+class Remaining:
     """The vision tokens that still live: ``[I, N]`` row, valid, size; grid ``[I, N, 3]``; newline_row ``[I, M]`` (-1
     padded) with newline_grid; count and newlines as Python ints."""
 
@@ -65,7 +66,7 @@ class LayerPlan:
 
 
 @dataclass
-class Purse:
+class LayerBudget:
     """Keys (or rows that run) that each picture of a forward may still spend, and what the layers so far needed."""
 
     left: list[int]
@@ -75,7 +76,7 @@ class Purse:
 
 
 @dataclass
-class Pass:
+class Prefill:
     """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
     bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
     words are learned, where that is known."""
@@ -90,11 +91,11 @@ class Pass:
     grad: bool = False
     layout: Layout = field(
         init=False
-    )  # this and ``alive`` exist once the pass is ``opened`` at the first decoder layer
-    alive: Alive = field(init=False)
-    purse: Purse = field(init=False)  # where every layer spends a share of the budget of its own
+    )  # this and ``remaining`` exist once the pass is ``opened`` at the first decoder layer
+    remaining: Remaining = field(init=False)
+    layer_budget: LayerBudget = field(init=False)  # where every layer spends a share of the budget of its own
     signals: dict[int, dict[Signal, Tensor]] = field(default_factory=dict)  # by layer, where rows skip layers
-    raters: Tensor = field(init=False)  # [B, R]: rows of the prompts, -1 = none; where the method looks at them
+    at_input: dict[Signal, Tensor] = field(default_factory=dict)  # of signals that ask to see the decoder's input
     opened: bool = False
     brings: bool = True  # pictures come with it
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
@@ -104,7 +105,7 @@ class Pass:
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)
     plans: dict[int, LayerPlan] = field(default_factory=dict)
-    heard: dict[tuple[int, Signal], Tensor] = field(default_factory=dict)
+    captured: dict[tuple[int, Signal], Tensor] = field(default_factory=dict)  # by the layer of its hook
     tables: dict[int, Any] = field(default_factory=dict)  # rotary tables by layer: which forward a replay belongs to
     restored: tuple[Tensor, Tensor] | None = None  # (full, short) states as they left the last restoring layer
     rows_by_layer: dict[int, int] = field(default_factory=dict)
@@ -113,3 +114,15 @@ class Pass:
     @property
     def last_cut(self) -> Cut | None:
         return self.cuts[-1] if self.cuts else None
+
+    def last_row(self, there: Rows | None) -> Tensor:
+        """``[B]``: where each prompt's last real row stands among the rows that are ``there`` (None: all); the answer
+        that a training gives with it is no part of the prompt."""
+        last = torch.full((self.batch,), self.length - 1)
+        if self.padding is not None:
+            last = torch.where(self.padding, torch.arange(self.length), -1).amax(dim=1).clamp(min=0)
+        if self.answers is not None:
+            first = self.answers.int().argmax(dim=1)
+            last = torch.where(first > 0, first - 1, last)
+        last = last.to(self.layout.row.device)
+        return last if there is None else torch.searchsorted(there.rows, last[:, None])[:, 0]

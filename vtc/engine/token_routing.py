@@ -12,12 +12,12 @@ from torch.nn.functional import pad
 from vtc.budget.schedule import allot, keys_to_spend
 from vtc.engine.gates import Gates
 from vtc.engine.kv_cache import RowCacheLayer
-from vtc.engine.masks import Whole
+from vtc.engine.masks import ReducingMask
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut
-from vtc.engine.state import Cut, Pass, Purse
+from vtc.engine.state import Cut, LayerBudget, Prefill
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Budget, VisionTokens
 
 
@@ -28,25 +28,25 @@ class Router:
         self.method, self.budget = method, budget
         self.first, self.depth = first, depth
 
-    def cut(self, p: Pass, index: int, tokens: VisionTokens, position: Tensor, signals: dict[Signal, Tensor]) -> Cut:
+    def cut(self, p: Prefill, index: int, tokens: VisionTokens, position: Tensor, signals: dict[Signal, Tensor]) -> Cut:
         """The rows that run in layer ``index``, of all: the vision tokens at ``position [I, N]`` and the text."""
         p.signals[index] = signals
         method = self.method.in_layer(index - self.first)
         return make_cut(p, method, 0, self._spend(p, index), tokens, position, signals)[0]
 
-    def _spend(self, p: Pass, index: int) -> list[int]:
+    def _spend(self, p: Prefill, index: int) -> list[int]:
         """Tokens of each picture that run in layer ``index``."""
         full = [n + m for n, m in zip(p.layout.count, p.layout.newlines, strict=True)]
         if index == self.first:
             left = [keys_to_spend(n, self.budget, self.first, self.depth) for n in full]
-            p.purse = Purse(left, weights=self.method.weights(self.depth - self.first))
-        weights = p.purse.weights[index - self.first :]
-        spent = [allot(left, weights, n, 1.0, 1.0) for left, n in zip(p.purse.left, full, strict=True)]
-        p.purse.left = [left - n for left, n in zip(p.purse.left, spent, strict=True)]
-        p.purse.spent[index] = spent
+            p.layer_budget = LayerBudget(left, weights=self.method.weights(self.depth - self.first))
+        weights = p.layer_budget.weights[index - self.first :]
+        spent = [allot(left, weights, n, 1.0, 1.0) for left, n in zip(p.layer_budget.left, full, strict=True)]
+        p.layer_budget.left = [left - n for left, n in zip(p.layer_budget.left, spent, strict=True)]
+        p.layer_budget.spent[index] = spent
         return spent
 
-    def gate(self, p: Pass, cut: Cut, index: int) -> Tensor:
+    def gate(self, p: Prefill, cut: Cut, index: int) -> Tensor:
         """``[B, K]``, differentiable: how much the rows of ``cut`` are meant to run in layer ``index``, 0 for text."""
         soft = self.method.in_layer(index - self.first).gates(cut.tokens, p.signals[index], cut.keep)
         picture, n = listed(cut.tokens.count, soft.device)
@@ -56,7 +56,7 @@ class Router:
 
     def mask(
         self,
-        p: Pass,
+        p: Prefill,
         cut: Cut,
         index: int,
         layer: RowCacheLayer | None,
@@ -64,14 +64,14 @@ class Router:
         mask: Any,
         states: Tensor,
         attn: str,
-    ) -> Whole:
+    ) -> ReducingMask:
         """``mask``, the attention mask of the rows of ``cut``, with gates that learn what each of their keys is worth.
         ``given``: the model's own mask; ``attn``: its attention function."""
         past = 0 if layer is None else layer.logical
         columns = Columns(cut.rows + past, cut.valid)
         columns = columns if layer is None else layer.columns(columns, p.batch, states.device)
         there = torch.ones_like(columns.index, dtype=torch.bool) if columns.valid is None else columns.valid
-        whole = partial(Whole, given, cut.rows, columns, p.length, past + p.length, states.dtype, attn)
+        whole = partial(ReducingMask, given, cut.rows, columns, p.length, past + p.length, states.dtype, attn)
 
         def same(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any, Gates]:
             gate = self.gate(p, cut, index)  # here, so that attention that is replayed alone has a graph of its own

@@ -1,4 +1,5 @@
-"""ToMe inside the vision tower of a VLM: how far each picture's tokens merge; what the decoder's input hears of it."""
+"""ToMe inside the vision tower of a VLM: how far each picture's tokens merge; what the decoder's input is told of
+it."""
 
 from __future__ import annotations
 
@@ -7,11 +8,11 @@ from itertools import accumulate, pairwise
 
 from torch import Tensor
 
-from vtc.engine.capture.listener import Listener
-from vtc.engine.capture.taps import implementation
+from vtc.engine.capture.attention_hook import implementation
+from vtc.engine.capture.tower import TowerCapture
 from vtc.errors import UnsupportedModel
 from vtc.models.base import Family, TowerRun
-from vtc.signals.signals import TowerGroups
+from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.groups import Groups
 from vtc.towers.merging import MergingBlock, Plan, towards
 
@@ -21,8 +22,8 @@ MASKED = ("sdpa", "eager")  # attention functions that take log sizes as a mask
 class MergingTower:
     """The blocks of one modality's tower. ``keeps``: tokens of pictures -> how many of each the budget allows."""
 
-    def __init__(self, family: Family, modality: str, listener: Listener, keeps: Callable[[list[int]], list[int]]):
-        self.family, self.listener, self.keeps = family, listener, keeps
+    def __init__(self, family: Family, modality: str, tower: TowerCapture, keeps: Callable[[list[int]], list[int]]):
+        self.family, self.tower, self.keeps = family, tower, keeps
         self.prefix = family.tower_cls
         self.blocks = [
             MergingBlock(block, index, self.prefix, self.start, self.left)
@@ -31,7 +32,7 @@ class MergingTower:
 
     def start(self, states: Tensor) -> Plan:
         """Merge evenly, until the blocks whose features are read leave as many groups as the budget allows."""
-        run = self.listener.running
+        run = self.tower.running
         if run is None:  # the tower alone, not for a prompt
             return Plan(stay)
         used = implementation(self.blocks[0].block.attention)
@@ -62,7 +63,7 @@ class MergingTower:
 
     def left(self, index: int, groups: Groups) -> None:
         """After the last block: what the method asks for at the decoder's input."""
-        run = self.listener.running
+        run = self.tower.running
         if run is not None and index == len(self.blocks) - 1:
             run.captured.setdefault(TowerGroups(), []).append(groups.owner)
 

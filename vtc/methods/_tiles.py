@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TextPivots
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens, scatter_valid
 
 
@@ -71,7 +71,7 @@ def spread(member: Tensor, method: Method, signals: dict[Signal, Tensor]) -> dic
     """The method's signals by tile; what is a picture's and not its tokens' goes to each of its tiles."""
     tiles = member.shape[1]
     return {
-        s: signals[s].repeat_interleave(tiles, dim=0) if isinstance(s, TextPivots) else _take(signals[s], member)
+        s: signals[s].repeat_interleave(tiles, dim=0) if s.per_picture else _take(signals[s], member)
         for s in method.signals(0)
     }
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import Signal, TextAttention
+from vtc.signals.base import Signal
+from vtc.signals.text_attention import TextAttention
 from vtc.tokens import Reduction, VisionTokens
 
 

@@ -14,7 +14,10 @@ from vtc.methods import register
 from vtc.methods._soft_top_k import soft_top_k
 from vtc.methods.act import spread
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import QuestionState, Signal, TextAttention, TokenStates
+from vtc.signals.base import Signal
+from vtc.signals.question_state import QuestionState
+from vtc.signals.text_attention import TextAttention
+from vtc.signals.token_states import TokenStates
 from vtc.tokens import Reduction, VisionTokens
 
 BY_HEAD, TOKENS, QUESTION = TextAttention("next", by_head=True), TokenStates(), QuestionState()

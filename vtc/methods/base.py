@@ -9,7 +9,8 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 from vtc.budget.spend import EQUAL, Spend
-from vtc.signals.signals import Signal, TowerGroups
+from vtc.signals.base import Signal
+from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import Reduction, VisionTokens
 
 

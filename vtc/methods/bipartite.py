@@ -12,7 +12,7 @@ from vtc.kernels.match import match
 from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TextRelevance
+from vtc.signals.base import Signal
+from vtc.signals.text_relevance import TextRelevance
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

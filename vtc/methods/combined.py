@@ -12,7 +12,7 @@ from vtc.methods import register
 from vtc.methods.base import Method, Stage
 from vtc.methods.divprune import DivPrune
 from vtc.methods.fastv import FastV
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 

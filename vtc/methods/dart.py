@@ -12,7 +12,9 @@ from vtc.kernels.match import unit
 from vtc.methods import register
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import KeyNorm, Signal, TextPivots
+from vtc.signals.base import Signal
+from vtc.signals.key_norm import KeyNorm
+from vtc.signals.text_pivots import TextPivots
 from vtc.tokens import Reduction, VisionTokens, cut, scatter_valid, top
 
 TEXT = TextPivots(4)

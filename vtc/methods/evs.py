@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods._frames import comparable, cosine, earlier
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens
 
 

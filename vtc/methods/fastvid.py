@@ -13,7 +13,8 @@ from vtc.methods import register
 from vtc.methods._density import closest, peaks
 from vtc.methods._frames import check_options, comparable, group_mean, group_size, ranked, runs
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens
 
 NEIGHBOURS = 4  # of a token's density

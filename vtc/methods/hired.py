@@ -14,7 +14,9 @@ from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods._tiles import reduce_tiles
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention, TowerGroups
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

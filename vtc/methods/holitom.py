@@ -12,7 +12,8 @@ from vtc.methods import register
 from vtc.methods._frames import check_options, comparable, cosine, earlier, group_mean, group_size, ranked, runs
 from vtc.methods._parts import cluster, spend, split
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens
 
 NEIGHBOURS = 7  # at most, of a token's density

@@ -12,7 +12,8 @@ from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

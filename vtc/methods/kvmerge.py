@@ -13,7 +13,7 @@ from vtc.kernels.match import match
 from vtc.methods import register
 from vtc.methods._share import share
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

@@ -15,7 +15,7 @@ from vtc.methods import register
 from vtc.methods._cells import need_grid
 from vtc.methods._resampler import HEAD, Resampler
 from vtc.methods.adaptive import Adaptive
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens, cut
 
 WIDEST = 1024  # channels of the resampler where none are asked for

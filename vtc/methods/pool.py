@@ -10,7 +10,7 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods._cells import leaders
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 

@@ -12,7 +12,9 @@ from vtc.kernels.gather import gather_rows
 from vtc.kernels.match import BLOCK, unit
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention, TowerKeys
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_keys import TowerKeys
 from vtc.tokens import Reduction, VisionTokens, cut, scatter_valid, top
 
 

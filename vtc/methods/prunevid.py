@@ -14,7 +14,7 @@ from vtc.methods import register
 from vtc.methods._frames import check_options, comparable, earlier, group_mean, group_size, ranked, runs
 from vtc.methods._parts import cluster, spend, split
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 NEIGHBOURS = 7  # of the density of frames and of tokens

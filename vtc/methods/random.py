@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 DRAWS, STRIDE = 1 << 17, 7919

@@ -13,7 +13,8 @@ from vtc.errors import VTCError
 from vtc.methods import register
 from vtc.methods._soft_top_k import soft_top_k
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import Signal, TextAttention
+from vtc.signals.base import Signal
+from vtc.signals.text_attention import TextAttention
 from vtc.tokens import Reduction, VisionTokens
 
 SEEN = TextAttention("next")

@@ -12,7 +12,8 @@ from vtc.methods import register
 from vtc.methods._density import closest, peaks
 from vtc.methods._ranks import ranks
 from vtc.methods.base import Method, Stage, depths
-from vtc.signals.signals import RaterAttention, Signal
+from vtc.signals.base import Signal
+from vtc.signals.rater_attention import RaterAttention
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, top
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
 from vtc.methods.sparsevlm import inside
-from vtc.signals.signals import RaterAttention, Signal
+from vtc.signals.base import Signal
+from vtc.signals.rater_attention import RaterAttention
 from vtc.tokens import Reduction, VisionTokens
 
 GRAVITY = RaterAttention(gravity=True)

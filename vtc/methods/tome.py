@@ -11,7 +11,8 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.methods.bipartite import leaders
-from vtc.signals.signals import Signal, TowerGroups
+from vtc.signals.base import Signal
+from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, top
 
 

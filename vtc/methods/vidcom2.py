@@ -12,7 +12,7 @@ from vtc.kernels.match import unit
 from vtc.methods import register
 from vtc.methods._frames import comparable, group_mean, ranked
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
 WIDTHS = tuple(2.0**k for k in range(-3, 2))  # alpha of the Gaussians exp(-distance^2 / (2 alpha))

@@ -11,7 +11,9 @@ from torch import Tensor
 from vtc.kernels.match import match
 from vtc.methods import register
 from vtc.methods.base import Method
-from vtc.signals.signals import Signal, TowerAttention, TowerKeys
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
+from vtc.signals.tower_keys import TowerKeys
 from vtc.tokens import Reduction, VisionTokens, scatter_valid, sort_padded, top
 
 

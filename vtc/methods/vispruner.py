@@ -11,7 +11,8 @@ from torch import Tensor
 from vtc.methods import register
 from vtc.methods.base import Method
 from vtc.methods.bipartite import bipartite_round
-from vtc.signals.signals import Signal, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut, top
 
 STEP, ROUNDS = 8, 72  # tokens dropped a round, and the rounds that empties the paper's 576 tokens

@@ -13,7 +13,9 @@ from vtc.methods._cells import need_grid
 from vtc.methods._ranks import first, ranks_within
 from vtc.methods._share import share
 from vtc.methods.base import Method, Stage
-from vtc.signals.signals import Signal, TextAttention, TowerAttention
+from vtc.signals.base import Signal
+from vtc.signals.text_attention import TextAttention
+from vtc.signals.tower_attention import TowerAttention
 from vtc.tokens import Reduction, VisionTokens, cut
 
 

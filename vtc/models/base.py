@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 from vtc.towers.blocks import Block
 from vtc.towers.units import Units
 

@@ -25,7 +25,8 @@ from vtc.models.inspection import (
     unwrapped,
 )
 from vtc.models.maps import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
-from vtc.signals.signals import Signal, TowerGroups
+from vtc.signals.base import Signal
+from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.blocks import KNOWN, Block
 from vtc.towers.units import Blocks, Units
 

@@ -14,7 +14,7 @@ from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument, pixels_of
 from vtc.models.maps import join, raster, raster_place
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 
 
 @register("llava_next")

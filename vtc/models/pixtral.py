@@ -8,7 +8,7 @@ from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
 from vtc.models.maps import block_mean, join_packed, raster_place
-from vtc.signals.signals import Signal
+from vtc.signals.base import Signal
 
 
 @register("mistral3")

@@ -9,7 +9,8 @@ from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
 from vtc.models.maps import join_packed, raster_place
-from vtc.signals.signals import Signal, TowerAttention, TowerGroups
+from vtc.signals.base import Signal
+from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.units import Packed, Units
 
 
@@ -39,7 +40,7 @@ class QwenVL(Generic):
         order = self.window_order(run)
         lengths = self.thw(run).prod(dim=1)
         unit = self.side**2
-        packed = join_packed(captured, lengths.tolist(), received=isinstance(signal, TowerAttention))
+        packed = join_packed(captured, lengths.tolist(), received=signal.received)
         tokens = packed.unflatten(0, (-1, unit)).mean(dim=1)
         if order is not None:
             tokens = tokens[order.argsort().to(tokens.device)]

@@ -44,7 +44,7 @@ def halves(block: Any) -> Block:
     return Block(block, block.attn, attend, feed)
 
 
-def hear_keys(attention: Any, call: Callable[[Tensor], None]) -> Callable[[], None]:
+def hook_keys(attention: Any, call: Callable[[Tensor], None]) -> Callable[[], None]:
     """Call back with the keys ``[T, heads, t, d]`` of each attention; returns the undo. They pass through ``k_norm`` as
     attention uses them, an identity where they are not normalised."""
     return attention.k_norm.register_forward_hook(lambda module, args, keys: call(keys)).remove

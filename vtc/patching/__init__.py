@@ -1,3 +1,3 @@
-"""What is changed on one model. ``api``: the public verbs; ``patch``: every change, and its undo; ``timm_vit``: the same for
-plain ViTs; ``calibration``: options of a method that are found on a model's own prompts.
+"""What is changed on one model. ``api``: the public verbs; ``patch``: every change, and its undo; ``timm_vit``: the
+same for plain ViTs; ``calibration``: options of a method that are found on a model's own prompts.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.budget.spend import POWER, Spend, settle
-from vtc.engine.capture.listener import PIXELS
+from vtc.engine.capture.tower import PIXELS
 from vtc.errors import BudgetError
 from vtc.methods.adaptive import Adaptive
 from vtc.methods.divprune import DivPrune

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vtc.engine.attention import attend
-from vtc.engine.capture.hearing import taps
-from vtc.engine.capture.taps import tap
+from vtc.engine.capture.attention_hook import hook_attention
+from vtc.engine.capture.install import install_hooks
 from vtc.engine.forward import Engine
 from vtc.engine.stages import keeps_of
 from vtc.engine.tower_merging import MergingTower, unmasked
@@ -22,7 +22,7 @@ from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.inspection import unwrapped
-from vtc.signals.signals import TowerGroups
+from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import Budget
 
 ATTRIBUTE = "_vtc_patch"
@@ -94,7 +94,7 @@ class Patch:
         self._undo.append(after(lambda module, args, output: engine.end(_cache_in(output))).remove)
         text = family.decoder.register_forward_pre_hook(_named(family.decoder, engine.begin_text), with_kwargs=True)
         self._undo.append(text.remove)
-        for undo in taps(engine):
+        for undo in install_hooks(engine):
             self._undo.append(undo)
         self._weigh_keys()
         self._merge_in_tower()
@@ -161,14 +161,14 @@ class Patch:
         signature = inspect.signature(features)
 
         @functools.wraps(features)
-        def heard(*args, **kwargs):
+        def captured(*args, **kwargs):
             if engine.paused:
                 return features(*args, **kwargs)
             given = signature.bind_partial(*args, **kwargs).arguments
             arguments = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
-            return engine.listener.tower(modality, arguments, lambda: features(*args, **kwargs))
+            return engine.tower.around(modality, arguments, lambda: features(*args, **kwargs))
 
-        self._replace(base, name, heard)
+        self._replace(base, name, captured)
 
     def _wrap_placeholders(self, base: nn.Module) -> None:
         build: Callable = getattr(base, "get_placeholder_mask")  # noqa: B009
@@ -189,7 +189,7 @@ class Patch:
         reduces = self.method.reduces_keys or self.method.skips_layers
         for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
-                undo = tap(self.family.decoder_attention(index), attend=attend)
+                undo = hook_attention(self.family.decoder_attention(index), attend=attend)
             except UnsupportedModel:
                 if reduces:
                     raise
@@ -209,10 +209,10 @@ class Patch:
         blocks = [
             block
             for modality in self.family.token_ids
-            for block in MergingTower(self.family, modality, engine.listener, keeps).blocks
+            for block in MergingTower(self.family, modality, engine.tower, keeps).blocks
         ]
         for block in {block.block.module: block for block in blocks}.values():  # one tower may serve both modalities
-            self._undo.append(tap(block.block.attention, block.hear_attention, block.block.weigh))
+            self._undo.append(hook_attention(block.block.attention, block.capture_attention, block.block.weigh))
             self._replace(block.block.module, "forward", unmasked(block))
 
     def remove(self) -> None:

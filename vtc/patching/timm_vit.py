@@ -11,7 +11,7 @@ from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods.base import Method
 from vtc.methods.tome import ToMe
 from vtc.models.inspection import unwrapped
-from vtc.models.timm import blocks_of, hear_keys
+from vtc.models.timm import blocks_of, hook_keys
 from vtc.patching.patch import ATTRIBUTE, Patch, forget_compiled
 from vtc.tokens import Budget
 from vtc.towers.groups import Groups
@@ -46,7 +46,7 @@ class VitPatch(Patch):
     def _make_changes(self) -> None:
         for index, block in enumerate(self.blocks):
             merging = MergingBlock(block, index, self.prefix, lambda states: Plan(self.away), self.left)
-            self._undo.append(hear_keys(block.attention, merging.hear))
+            self._undo.append(hook_keys(block.attention, merging.capture))
             self._replace(block.module, "forward", unmasked(merging))
         object.__setattr__(self.model, ATTRIBUTE, self)
         self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))

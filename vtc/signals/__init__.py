@@ -1,3 +1,9 @@
-"""What a method may look at."""
+"""What a method may look at, one signal a file. ``base`` says what a signal declares: where it is captured while the
+model runs (``hook``, ``capture``) and how that becomes a value per token (``read``). The engine installs and asks it.
+"""
 
-from vtc.signals.signals import *  # noqa: F403
+from vtc.registry import Registry
+from vtc.signals.base import Signal as Signal
+
+registry: Registry[type[Signal]] = Registry("signal", "vtc.signals", group="vtc.signals")
+register = registry.register

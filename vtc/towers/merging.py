@@ -42,13 +42,13 @@ class MergingBlock:
         self.start, self.left = start, left
         self.keys: list[Tensor] = []
 
-    def hear(self, keys: Tensor) -> None:
+    def capture(self, keys: Tensor) -> None:
         """The keys ``[T, heads, t, d]`` of the attention that runs, or of the next of its stretches."""
         self.keys.append(keys.detach())
 
-    def hear_attention(self, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
-        """As a tap's listener."""
-        self.hear(k)
+    def capture_attention(self, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
+        """As a hook on attention."""
+        self.capture(k)
 
     def __call__(self, states: Tensor, **kwargs: Any) -> Tensor:
         groups, plan = self.riding(states)

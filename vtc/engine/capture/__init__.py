@@ -1,1 +1,4 @@
-"""What methods look at, captured while the model runs: hooks on attention, and what each signal makes of them."""
+"""What methods look at, captured while the model runs. ``install`` puts hooks (``attention_hook``) where signals ask
+for them; ``tower`` and ``decoder`` keep what a signal captures of each call; ``view`` is what the signal then reads
+from.
+"""

@@ -1,3 +1,3 @@
-"""What a cell costs, measured in turns with the unpatched model (``turns``): ``timing``, ``memory``, ``energy``, ``flops``;
-``measure`` asks for all of them.
+"""What a cell costs, measured in turns with the unpatched model (``turns``): ``timing``, ``memory``, ``energy``,
+``flops``; ``measure`` asks for all of them.
 """

@@ -9,19 +9,8 @@ from rich.table import Table
 from vtc.eval import benchmarks
 from vtc.methods import registry
 from vtc.methods.base import Method
-from vtc.signals.signals import (
-    KeyNorm,
-    QuestionState,
-    RaterAttention,
-    Signal,
-    TextAttention,
-    TextPivots,
-    TextRelevance,
-    TokenStates,
-    TowerAttention,
-    TowerGroups,
-    TowerKeys,
-)
+from vtc.signals.base import TowerHook
+from vtc.signals.tower_groups import TowerGroups
 
 
 def site(method: Method) -> str:
@@ -35,30 +24,6 @@ def layer(value: int | float) -> str:
     return f"{value}" if isinstance(value, int) else f"{100 * value:.3g} %"
 
 
-def sees(signal: Signal) -> str:
-    """A signal in words."""
-    match signal:
-        case TowerAttention(layer=n):
-            return f"tower attention ({layer(n)})"
-        case TowerKeys(layer=n):
-            return f"tower keys ({layer(n)})"
-        case TowerGroups():
-            return "merges in the tower"
-        case TextAttention(of=of):
-            return f"text attention ({of} layer)"
-        case TokenStates() | QuestionState():
-            return "states (own layer)"
-        case TextRelevance():
-            return "text embeddings"
-        case KeyNorm():
-            return "key norms (previous layer)"
-        case TextPivots():
-            return "text states"
-        case RaterAttention():
-            return "rater attention (previous layer)"
-    return type(signal).__name__
-
-
 def table() -> Table:
     """One row a method with its default options."""
     out = Table(box=None, header_style="bold", pad_edge=False)
@@ -66,7 +31,7 @@ def table() -> Table:
         out.add_column(title)
     for name, make in registry.items():
         method = make()
-        seen = dict.fromkeys(sees(s) for n in range(len(method.stages())) for s in method.signals(n))
+        seen = dict.fromkeys(s.words() for n in range(len(method.stages())) for s in method.signals(n))
         share = "yes" if any(s.layer == 0 for s in method.stages()) else "no"
         trains = "yes" if method.trains else "no"
         out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share, families(method))
@@ -80,7 +45,7 @@ def families(method: Method) -> str:
     never = {
         "recurrent decoders (Qwen3.5)": method.reduces_keys or any(stage.layer != 0 for stage in stages),
         "towers that show no attention (Aria, GOT-OCR 2, Perception-LM)": any(
-            isinstance(signal, (TowerAttention, TowerKeys)) for signal in seen
+            isinstance(signal.hook(0), TowerHook) for signal in seen
         ),
         "learned queries (Aria)": method.gridded,
         "towers other than CLIP, SigLIP, Janus; pooled patches": any(isinstance(s, TowerGroups) for s in seen),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vtc.engine.capture.taps import row_attention, row_bias, tap
+from vtc.engine.capture.attention_hook import hook_attention
+from vtc.engine.masks import row_bias
 from vtc.errors import BudgetError, DataError, VTCError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Benchmark
@@ -24,6 +25,7 @@ from vtc.eval.running.describe import describe
 from vtc.eval.studies.sensitivity_report import write_report
 from vtc.files.atomic import write_json
 from vtc.files.lock import lock
+from vtc.kernels.received_attention import received_attention
 from vtc.methods.base import Method
 from vtc.methods.fastv import FastV
 from vtc.methods.random import Random
@@ -201,14 +203,14 @@ def attention_to_vision(model: Any, inputs: Any, vision: Tensor) -> dict[int, fl
     over the batch. Prompts are padded on the left."""
     family, found = family_of(model), {}
 
-    def listen(layer: int, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
+    def capture(layer: int, q: Tensor, k: Tensor, mask: Any, scale: float) -> None:
         last = torch.full((q.shape[0], 1), q.shape[2] - 1, device=q.device)
         bias = row_bias(mask, last, q.shape[2], k.shape[2])[:, 0]
-        weight = row_attention(q, k, last[:, 0], bias, scale).mean(dim=1)
+        weight = received_attention(q, k, last, log_size=bias, scale=scale).mean(dim=1)
         found[layer] = float(weight.masked_fill(~vision.to(weight.device), 0).sum())
 
     layers = [n for n in range(len(family.layers)) if family.attends(n)]
-    undo = [tap(family.decoder_attention(n), listen=partial(listen, n)) for n in layers]
+    undo = [hook_attention(family.decoder_attention(n), partial(capture, n)) for n in layers]
     try:
         model(**inputs, use_cache=False, logits_to_keep=1)
     finally:

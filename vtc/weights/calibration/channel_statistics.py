@@ -83,7 +83,7 @@ def channels_of(walk: Walk, sites: list[Site], buckets: Buckets) -> list[Channel
     ways = by_block(walk, buckets)
     found = [Channels.empty(s.linear(s.reader).in_features, s.linear(s.reader).weight.device) for s in sites]
 
-    def hear(site: Site, seen: Channels, n: int) -> Callable:
+    def capture(site: Site, seen: Channels, n: int) -> Callable:
         def hook(module: nn.Module, args: tuple) -> None:
             label = walk.labels(n, site.block).flatten()
             x = args[0].reshape(-1, args[0].shape[-1])
@@ -97,7 +97,7 @@ def channels_of(walk: Walk, sites: list[Site], buckets: Buckets) -> list[Channel
 
     for n in range(len(walk.examples)):
         handles = [
-            site.linear(site.reader).register_forward_pre_hook(hear(site, seen, n))
+            site.linear(site.reader).register_forward_pre_hook(capture(site, seen, n))
             for site, seen in zip(sites, found, strict=True)
         ]
         _run(walk, n, handles)
@@ -113,7 +113,7 @@ def influence_of(walk: Walk, buckets: Buckets) -> Tensor:
     ways = by_block(walk, buckets)
     sums, counts = torch.zeros(2, walk.depth)
 
-    def hear(index: int, weight: Tensor) -> Callable:
+    def capture(index: int, weight: Tensor) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
@@ -125,7 +125,7 @@ def influence_of(walk: Walk, buckets: Buckets) -> Tensor:
     for n in range(len(walk.examples)):
         weights = [weights_of(walk.rows(n).flatten(), way) for way in ways]
         layers = zip(walk.family.layers, weights, strict=True)
-        hooks = [layer.register_forward_hook(hear(i, w), with_kwargs=True) for i, (layer, w) in enumerate(layers)]
+        hooks = [layer.register_forward_hook(capture(i, w), with_kwargs=True) for i, (layer, w) in enumerate(layers)]
         _run(walk, n, hooks)
     return sums / counts.clamp_min(1e-12)
 

@@ -45,7 +45,7 @@ class Sensitivity:
     def divergence(self, change: Tensor) -> float:
         """What ``change [O, D]`` of the weights does to the next token, summed over the prompts, in nats."""
         total = float(self.outputs.sum())
-        if not total:  # nothing that the answer hears
+        if not total:  # nothing that the answer depends on
             return 0.0
         by_output = ((change.double() @ self.moment.double()) * change).sum(1)
         return max(float(by_output @ self.outputs.double()), 0.0) / total / 2
@@ -62,10 +62,10 @@ def sensitivities(walk: Walk, layers: dict[str, Any]) -> dict[str, Sensitivity]:
             )
     found = {name: Sensitivity.empty(layer) for name, layer in layers.items()}
     for n in range(len(walk.examples)):
-        with _heard(layers) as heard:
+        with _captured(layers) as captured:
             margins = weighed_margins(walk.forward(n).logits[:, -1])
-        gradients = torch.autograd.grad(margins.sum(), [output for _, _, output in heard], allow_unused=True)
-        for (name, x, _), gradient in zip(heard, gradients, strict=True):
+        gradients = torch.autograd.grad(margins.sum(), [output for _, _, output in captured], allow_unused=True)
+        for (name, x, _), gradient in zip(captured, gradients, strict=True):
             if gradient is None:
                 continue
             if not bool(torch.isfinite(gradient).all()):
@@ -98,21 +98,21 @@ def weighed_margins(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _heard(layers: dict[str, Any]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
+def _captured(layers: dict[str, Any]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
     """Name, input and output of every call of the ``layers``, in order; the outputs carry gradients."""
-    heard: list[tuple[str, Tensor, Tensor]] = []
+    captured: list[tuple[str, Tensor, Tensor]] = []
 
-    def hear(name: str, x: Tensor, output: Tensor) -> None:
+    def capture(name: str, x: Tensor, output: Tensor) -> None:
         if not output.requires_grad:
             output.requires_grad_()
-        heard.append((name, x.detach(), output))
+        captured.append((name, x.detach(), output))
 
     hooks = [
-        layer.register_forward_hook(lambda module, args, output, name=name: hear(name, args[0], output))
+        layer.register_forward_hook(lambda module, args, output, name=name: capture(name, args[0], output))
         for name, layer in layers.items()
     ]
     try:
-        yield heard
+        yield captured
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,1 +1,2 @@
-"""Fine-tuned models as small differences from one base: ``delta`` makes one, ``folder`` saves it, ``several`` share a model."""
+"""Fine-tuned models as small differences from one base: ``delta`` makes one, ``folder`` saves it, ``several`` share a
+model."""

@@ -1,1 +1,2 @@
-"""Compressed weights as files: transformers' own (``hf``), ``compressed_tensors``, ``gguf``, and the ``manifest`` beside them."""
+"""Compressed weights as files: transformers' own (``hf``), ``compressed_tensors``, ``gguf``, and the ``manifest``
+beside them."""

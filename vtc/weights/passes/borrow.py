@@ -90,14 +90,16 @@ def statistics(walk: Walk, blocks: Iterable[int]) -> dict[int, Statistics]:
     for example in range(len(walk.examples)):
         rows = walk.rows(example).flatten() > 0
 
-        def hear(module: nn.Module, args: tuple, output: Any, sums: list[Any], rows: Tensor = rows) -> None:
+        def capture(module: nn.Module, args: tuple, output: Any, sums: list[Any], rows: Tensor = rows) -> None:
             states = output[0] if isinstance(output, tuple) else output
             states = states.flatten(0, -2)[rows.to(states.device)].double()
             for k, each in enumerate((states.sum(0), states.square().sum(0), len(states))):
                 sums[k] = sums[k] + each
 
         hooks = [
-            walk.family.layers[n].register_forward_hook(lambda *given, sums=sums, hear=hear: hear(*given, sums))
+            walk.family.layers[n].register_forward_hook(
+                lambda *given, sums=sums, capture=capture: capture(*given, sums)
+            )
             for n, sums in found.items()
         ]
         try:

@@ -1,0 +1,40 @@
+"""Which attention modules are hooked, for the signals that a method asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vtc.engine.capture.attention_hook import hook_attention
+from vtc.engine.forward import Engine
+from vtc.engine.masks import Mask
+from vtc.signals.base import DecoderHook, Signal, TowerHook
+
+
+def install_hooks(engine: Engine) -> Iterator[Callable[[], Any]]:
+    """Hook one attention module after the other; gives what undoes each."""
+    tower: dict[Signal, TowerHook] = {}
+    decoder: dict[int, dict[Signal, None]] = {}  # layer -> signals, in the order they were asked for
+    for layer, signal in engine.asked():
+        hook = signal.hook(layer)
+        if isinstance(hook, TowerHook):
+            tower[signal.source] = hook
+        elif isinstance(hook, DecoderHook):
+            decoder.setdefault(hook.layer, {})[signal.source] = None
+    family = engine.family
+    for signal in sorted(tower, key=repr):
+        towers = [family.tower_attention(tower[signal].layer, modality) for modality in family.token_ids]
+        for module in dict.fromkeys(towers):
+            yield hook_attention(module, partial(engine.tower.capture, signal))
+    for layer in sorted(decoder):
+        yield hook_attention(family.decoder_attention(layer), _captured(engine, layer, tuple(decoder[layer])))
+
+
+def _captured(engine: Engine, layer: int, signals: tuple[Signal, ...]) -> Callable[[Tensor, Tensor, Mask, float], None]:
+    def capture(q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
+        engine.decoder.capture(engine.current, layer, signals, q, k, mask, scale)
+
+    return capture
