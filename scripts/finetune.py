@@ -48,7 +48,7 @@ HELP = {
 def parser(doc: str, defaults: dict) -> argparse.ArgumentParser:
     """One option for each setting."""
     from vtc.eval.cells import parse_budget
-    from vtc.training.run import Settings
+    from vtc.training.settings import Settings
 
     out = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--output", type=Path, required=True, help="folder of the run")
@@ -72,7 +72,8 @@ def parser(doc: str, defaults: dict) -> argparse.ArgumentParser:
 def start(given: argparse.Namespace) -> None:
     """Run it; errors of the user as one line."""
     from vtc.errors import VTCError
-    from vtc.training.run import Settings, run
+    from vtc.training.run import run
+    from vtc.training.settings import Settings
 
     options = vars(given)
     how = {name: options.pop(name) for name in ("output", "save_every", "log_every", "workers", "overwrite")}

@@ -1,4 +1,4 @@
-"""Run by ``test_ranks``: runs of one and of several ranks, each rank a process forked from this one, joined by gloo.
+"""Run by ``test_distributed``: one rank and several, each a process forked from this one, joined by gloo.
 
 Prints a JSON object: for each run its exit codes, and the (world size, answers asked for) that each rank saw.
 """
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.errors import VTCError  # noqa: E402
-from vtc.eval import ranks  # noqa: E402
+from vtc.eval import distributed as ranks  # noqa: E402
 from vtc.eval.asking.generate import Answerer  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
 from vtc.eval.report import plots  # noqa: E402

@@ -31,7 +31,8 @@ def folder(tmp_path_factory):
 def train(folder, tmp_path):
     """``train(name="run", save_every=2, **settings)``: the folder of the run."""
     pytest.importorskip("accelerate")
-    from vtc.training.run import Settings, run
+    from vtc.training.run import run
+    from vtc.training.settings import Settings
 
     def train(name="run", save_every=2, **changes):
         usual = {"model": str(folder / "model"), "data": str(folder / "data.jsonl"), "method": "divprune+share"}

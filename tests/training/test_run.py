@@ -143,7 +143,8 @@ def test_other_settings_are_refused_by_name(train, changes, named):
 
 
 def test_starting_over_leaves_foreign_files(train, losses, folder, tmp_path):
-    from vtc.training.run import Settings, run
+    from vtc.training.run import run
+    from vtc.training.settings import Settings
 
     first = losses(train(steps=1))
     (tmp_path / "run" / "mine.txt").write_text("mine")

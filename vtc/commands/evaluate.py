@@ -103,7 +103,8 @@ def evaluate(
     if not model or output is None:
         raise VTCError("give --model and --output")
     asked = sources(data, benchmarks, data_dir, split=split, seed=seed, limit=limit)
-    from vtc.eval import cells, ranks
+    from vtc.eval import cells
+    from vtc.eval import distributed as ranks
     from vtc.eval.asking.generate import check_template
     from vtc.eval.asking.load import load
     from vtc.eval.running import suite
@@ -144,7 +145,7 @@ def evaluate(
 
 def check_errors(runs: list[Any], allow: bool) -> None:
     """Raises when nothing was answered, or when answers are missing and that is not allowed; names the first errors."""
-    from vtc.eval.results.lines import first_errors
+    from vtc.eval.results.json_lines import first_errors
 
     for results in runs:
         cells = results.summary["cells"].values()

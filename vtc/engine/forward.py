@@ -19,18 +19,17 @@ from vtc.budget.spend import Spend
 from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.capture.view import StageView
-from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows, row_layer
+from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
 from vtc.engine.kv_reduction import KeyReducer
-from vtc.engine.layer_arguments import Arguments
+from vtc.engine.layer_arguments import LayerArguments
+from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
 from vtc.engine.placement import place_stages
 from vtc.engine.report import Report, summarise
-from vtc.engine.rows import put_rows, restore_rows
-from vtc.engine.stages import cut_stage, merge_rows, open_prefill, regather, remaining_tokens, text_rows
-from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
+from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
+from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
 from vtc.engine.token_routing import Router
 from vtc.errors import NotReduced, UnsupportedModel
-from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.signals.base import Signal
@@ -48,7 +47,7 @@ class Engine:
         self.family, self.method = family, method
         self.depth = len(family.layers)
         self.stage_at = place_stages(method, family)
-        self.tower, self.decoder, self.arguments = TowerCapture(family), DecoderCapture(family), Arguments(family)
+        self.tower, self.decoder, self.arguments = TowerCapture(family), DecoderCapture(family), LayerArguments(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.paused = False  # leave every forward alone
@@ -212,18 +211,18 @@ class Engine:
         p.past_by_layer[index] = held_rows(cache, index)
         p.rows_by_layer[index] = states.shape[1]
         if self.keys is not None and p.over and index >= self.keys.first:
-            return self._on_fewer_keys(self.keys, p, plan, index, states, forward, args, kwargs)
+            return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
-        states = self._enter(p, plan, states)
+        states = enter(p, plan, states)
         if rows is plan.runs:
-            output = self._on_some_rows(p, rows, index, states, forward, args, kwargs)
+            output = on_some_rows(self.arguments, self.router, p, rows, index, states, forward, args, kwargs)
         else:
             p.rows_by_layer[index] = states.shape[1]
             kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
             output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
-        return self._leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
+        return leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
 
     def _pass_of(self, index: int, tables: Any) -> Prefill | None:
         """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
@@ -284,63 +283,3 @@ class Engine:
             with p.clock:
                 view = StageView(p, self.family, 0, *remaining_tokens(p, states), states)
                 p.at_input = {signal: signal.at_input(view) for signal in asking}
-
-    def _enter(self, p: Prefill, plan: LayerPlan, states: Tensor) -> Tensor:
-        if plan.regather is not None:
-            states = regather(states, p, plan.regather)
-            p.restored = None
-        if plan.enter is not None:
-            with p.clock:
-                states = merge_rows(states, plan.enter)
-        return states
-
-    def _leave(self, p: Prefill, cut: Cut, output: Any) -> Any:
-        short = output[0] if isinstance(output, tuple) else output
-        full = restore_rows(short, cut.rows, cut.valid, p.length)
-        p.restored = (full, short)
-        return (full, *output[1:]) if isinstance(output, tuple) else full
-
-    def _on_some_rows(
-        self,
-        p: Prefill,
-        cut: Rows,
-        index: int,
-        states: Tensor,
-        forward: Callable,
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """A layer that some rows skip: they leave it as they came."""
-        short = gather_rows(states, cut.inside)
-        p.rows_by_layer[index] = short.shape[1]
-        given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
-        kwargs = self.arguments.on_rows(p, cut, index, short, kwargs)
-        gate, router = None, self.router
-        if router is not None and isinstance(cut, Cut) and self.method.learns and torch.is_grad_enabled():
-            gate = router.gate(p, cut, index)
-            gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, self.arguments.backend)
-            kwargs["attention_mask"] = gated
-        output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
-        out = output[0] if isinstance(output, tuple) else output
-        if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
-            out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
-        full = put_rows(states, out, cut.inside, cut.valid)
-        return (full, *output[1:]) if isinstance(output, tuple) else full
-
-    def _on_fewer_keys(
-        self,
-        keys: KeyReducer,
-        p: Prefill,
-        plan: LayerPlan,
-        index: int,
-        states: Tensor,
-        forward: Callable,
-        args: tuple,
-        kwargs: dict[str, Any],
-    ) -> Any:
-        """A layer whose rows are all there and whose keys are reduced inside its attention."""
-        layer = row_layer(kwargs.get("past_key_values"), index)
-        mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, self.arguments.backend)
-        if layer is not None:
-            layer.expect(None, p.length)
-        return forward(*args, **{**kwargs, "attention_mask": mask})

@@ -16,7 +16,7 @@ from vtc.engine.state import Prefill, Rows
 from vtc.models.base import Family
 
 
-class Arguments:
+class LayerArguments:
     """Keyword arguments of one model's decoder layers. ``weighs``: the layers whose attention takes a ``LazyMask`` for
     a mask."""
 

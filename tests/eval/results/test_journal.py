@@ -8,7 +8,7 @@ import pytest
 
 from vtc.errors import RunRefused
 from vtc.eval.results.journal import Journal
-from vtc.eval.results.lines import read
+from vtc.eval.results.json_lines import read
 
 
 def line(cell, identity, **more):

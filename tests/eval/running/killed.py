@@ -22,7 +22,7 @@ from tests.eval.tiny import tiny_llava, tiny_processor  # noqa: E402
 from vtc.eval.benchmarks.jsonl import JSONL  # noqa: E402
 from vtc.eval.report import plots  # noqa: E402
 from vtc.eval.results.journal import Journal  # noqa: E402
-from vtc.eval.results.lines import encode  # noqa: E402
+from vtc.eval.results.json_lines import encode  # noqa: E402
 from vtc.eval.running.run import evaluate  # noqa: E402
 
 

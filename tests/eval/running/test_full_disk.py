@@ -12,7 +12,7 @@ from vtc.errors import VTCError
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.report import plots
 from vtc.eval.results.journal import Journal
-from vtc.eval.results.lines import read, write_all
+from vtc.eval.results.json_lines import read, write_all
 from vtc.eval.running.run import evaluate
 from vtc.files.atomic import write_text
 

@@ -14,7 +14,7 @@ from vtc.errors import DataError, RunRefused, VTCError
 from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.report import plots
-from vtc.eval.results.lines import first_errors, read
+from vtc.eval.results.json_lines import first_errors, read
 from vtc.eval.running.run import evaluate
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 5, "progress": False, "max_new_tokens": 4}

@@ -11,7 +11,7 @@ from tests.eval.public import benchmark_of, write
 from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks import registry
 from vtc.eval.report import plots
-from vtc.eval.results.lines import first_errors, read
+from vtc.eval.results.json_lines import first_errors, read
 from vtc.eval.running.run import evaluate
 
 QUICK = {"repeats": 0, "overlays": 0, "batch_size": 3, "progress": False, "max_new_tokens": 2}

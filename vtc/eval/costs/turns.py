@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vtc.errors import RunRefused, VTCError
-from vtc.eval.results.lines import encode, mend, write_all
+from vtc.eval.results.json_lines import encode, mend, write_all
 from vtc.files.atomic import ROOM
 
 Figures = dict[str, Any]

@@ -13,9 +13,9 @@ import numpy as np
 from vtc.eval.asking.corruptions import KINDS, SEVERITY, Corrupted
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import UNPATCHED
-from vtc.eval.ranks import ALONE, World
+from vtc.eval.distributed import ALONE, World
 from vtc.eval.report.tables import grid, interval, percent, split
-from vtc.eval.results.lines import read
+from vtc.eval.results.json_lines import read
 from vtc.eval.results.replies import put
 from vtc.eval.results.statistics import paired_change
 from vtc.files.atomic import write_json, write_text

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import RunRefused, VTCError
-from vtc.eval.ranks import ALONE, World
-from vtc.eval.results.lines import encode, mend, read, write_all
+from vtc.eval.distributed import ALONE, World
+from vtc.eval.results.json_lines import encode, mend, read, write_all
 from vtc.files.atomic import ROOM, write_atomic, write_json
 from vtc.files.lock import lock
 

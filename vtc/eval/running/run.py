@@ -19,9 +19,9 @@ from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell, plan
 from vtc.eval.costs import measure
 from vtc.eval.costs.turns import Turns
-from vtc.eval.ranks import ALONE, World
+from vtc.eval.distributed import ALONE, World
 from vtc.eval.report import write as outputs
-from vtc.eval.results import lines
+from vtc.eval.results import json_lines as lines
 from vtc.eval.results.journal import Journal
 from vtc.eval.results.summary import add_metrics, summarise
 from vtc.eval.running.describe import describe, machine

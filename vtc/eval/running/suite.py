@@ -11,7 +11,7 @@ from typing import Any
 
 from vtc.errors import DataError
 from vtc.eval.benchmarks import Benchmark, registry
-from vtc.eval.ranks import ALONE, World
+from vtc.eval.distributed import ALONE, World
 from vtc.eval.report import html, tables
 from vtc.eval.report.robustness import measure
 from vtc.eval.report.write import title, write_report

@@ -9,7 +9,7 @@ from typing import Any
 from vtc.errors import DataError
 from vtc.eval.metrics import normalise
 from vtc.eval.report.tables import grid, interval, percent, split
-from vtc.eval.results.lines import read
+from vtc.eval.results.json_lines import read
 from vtc.eval.results.statistics import paired_change
 
 HEAD = (

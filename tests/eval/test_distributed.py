@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vtc.errors import VTCError
-from vtc.eval.ranks import World, join
+from vtc.eval.distributed import World, join
 
 ROOT = Path(__file__).parents[2]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,83 @@
+"""One decoder layer on fewer rows, or with fewer keys: what enters it, how it is called, what leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.engine.kv_cache import row_layer
+from vtc.engine.kv_reduction import KeyReducer
+from vtc.engine.layer_arguments import LayerArguments
+from vtc.engine.rows import put_rows, restore_rows
+from vtc.engine.stages import merge_rows, regather
+from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
+from vtc.engine.token_routing import Router
+from vtc.kernels.gather import gather_rows
+
+
+def enter(p: Prefill, plan: LayerPlan, states: Tensor) -> Tensor:
+    if plan.regather is not None:
+        states = regather(states, p, plan.regather)
+        p.restored = None
+    if plan.enter is not None:
+        with p.clock:
+            states = merge_rows(states, plan.enter)
+    return states
+
+
+def leave(p: Prefill, cut: Cut, output: Any) -> Any:
+    short = output[0] if isinstance(output, tuple) else output
+    full = restore_rows(short, cut.rows, cut.valid, p.length)
+    p.restored = (full, short)
+    return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def on_some_rows(
+    arguments: LayerArguments,
+    router: Router | None,
+    p: Prefill,
+    cut: Rows,
+    index: int,
+    states: Tensor,
+    forward: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """A layer that some rows skip: they leave it as they came."""
+    short = gather_rows(states, cut.inside)
+    p.rows_by_layer[index] = short.shape[1]
+    given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
+    kwargs = arguments.on_rows(p, cut, index, short, kwargs)
+    gate = None
+    if router is not None and isinstance(cut, Cut) and router.method.learns and torch.is_grad_enabled():
+        gate = router.gate(p, cut, index)
+        gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, arguments.backend)
+        kwargs["attention_mask"] = gated
+    output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
+    out = output[0] if isinstance(output, tuple) else output
+    if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
+        out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
+    full = put_rows(states, out, cut.inside, cut.valid)
+    return (full, *output[1:]) if isinstance(output, tuple) else full
+
+
+def on_fewer_keys(
+    arguments: LayerArguments,
+    keys: KeyReducer,
+    p: Prefill,
+    plan: LayerPlan,
+    index: int,
+    states: Tensor,
+    forward: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """A layer whose rows are all there and whose keys are reduced inside its attention."""
+    layer = row_layer(kwargs.get("past_key_values"), index)
+    mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, arguments.backend)
+    if layer is not None:
+        layer.expect(None, p.length)
+    return forward(*args, **{**kwargs, "attention_mask": mask})
