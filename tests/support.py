@@ -26,10 +26,10 @@ IN_TOWER = tuple(  # they look at the vision tower's attention
 )
 KEYS = tuple(
     name for name, kind in registry.items() if kind.reduces_keys
-)  # all rows stay: tests/engine/test_kv_reduction.py
+)  # all rows stay: tests/engine/sites/test_kv_reduction.py
 SKIPPING = tuple(
     name for name, kind in registry.items() if kind.skips_layers
-)  # rows come back: tests/engine/test_token_routing.py
+)  # rows come back: tests/engine/sites/test_token_routing.py
 GRID = tuple(name for name, kind in registry.items() if kind.gridded)
 # Towers whose tokens cannot merge: a mask parts packed pictures, a resampler follows, or their layers are not known.
 STIFF = ("llava_pixtral", "mistral3", "ovis2", "perception_lm", "got_ocr2", "aria")

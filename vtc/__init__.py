@@ -18,7 +18,7 @@ _WHERE = {
     "report": "patching.api",
     "calibrate": "patching.calibration",
     "calibrate_spend": "patching.calibration",
-    "compress": "weights.compress",
+    "compress": "weights.pipeline",
     "save": "checkpoint.save_load",
     "load": "checkpoint.save_load",
     "render_text": "pages",
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from vtc.tokens import Budget as Budget
     from vtc.tokens import Reduction as Reduction
     from vtc.tokens import VisionTokens as VisionTokens
-    from vtc.weights.compress import compress as compress
+    from vtc.weights.pipeline import compress as compress
 
 
 def __getattr__(name: str):

@@ -27,8 +27,12 @@ from vtc.errors import CheckpointError
 from vtc.eval import scenes
 from vtc.files.digest import weights_sha256
 from vtc.weights.codec.linear import CompressedLinear
-from vtc.weights.codec.terms import Codebook, Columns, Floats, Ints, LowRank, Trits
-from vtc.weights.compress import compress
+from vtc.weights.codec.terms.codebook import Codebook
+from vtc.weights.codec.terms.columns import Columns
+from vtc.weights.codec.terms.floats import Floats
+from vtc.weights.codec.terms.ints import Ints
+from vtc.weights.codec.terms.low_rank import LowRank
+from vtc.weights.codec.terms.trits import Trits
 from vtc.weights.formats import hf
 from vtc.weights.formats.manifest import Manifest
 from vtc.weights.lossless import planes
@@ -36,6 +40,7 @@ from vtc.weights.lossless.approximate import Approximate, low_rank
 from vtc.weights.lossless.archive import archive, read_index, unarchive
 from vtc.weights.lossless.differences import decode_beside, encode_beside
 from vtc.weights.lossless.tensorfile import Place
+from vtc.weights.pipeline import compress
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import vtc
 from tests.eval.tiny import tiny_llava, tiny_processor
 from vtc.cli import app
-from vtc.weights.compress import compress
 from vtc.weights.formats import hf
+from vtc.weights.pipeline import compress
 from vtc.weights.planning import check as plan_check
 
 

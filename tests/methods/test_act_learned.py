@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 import vtc
 from tests import zoo
-from tests.engine.test_kv_reduction import cuts_of
+from tests.engine.sites.test_kv_reduction import cuts_of
 from tests.patching.test_learned_methods import gradients, stir
 from tests.pictures import batch, picture, ready, reduce, signals
 from tests.support import KINDS, engine, logits

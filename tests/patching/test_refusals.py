@@ -83,7 +83,7 @@ def test_static_quantized_and_offloaded_caches_raise(model_of):
 
 
 def test_flex_attention_raises():
-    from vtc.engine.masks import LazyMask
+    from vtc.engine.attention.masks import LazyMask
     from vtc.engine.rows import Columns
 
     index = torch.arange(4)[None]

@@ -27,8 +27,8 @@ from vtc.models.inspection import unwrapped
 from vtc.patching.api import patch_of
 from vtc.patching.patch import Patch
 from vtc.tokens import Budget
-
-FORMATS = ("vtc", "compressed-tensors")
+from vtc.weights import formats
+from vtc.weights.formats import hf
 
 
 def save(
@@ -80,8 +80,8 @@ def save(
 
 def check_saveable(model: nn.Module, format: str) -> None:
     """Raises ``CheckpointError`` for a model that cannot be saved."""
-    if format not in FORMATS:
-        raise CheckpointError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
+    if format not in formats.registry:
+        raise CheckpointError(f"there is no format {format!r}; there are: {', '.join(formats.registry)}")
     compression, plain = compression_of(model), unwrapped(model)
     if peft.adapted(model) is None and patch_of(model) is None and compression is None:
         raise CheckpointError(
@@ -98,8 +98,6 @@ def check_saveable(model: nn.Module, format: str) -> None:
 
 def compression_of(model: nn.Module) -> Any:
     """The ``VTCConfig`` of a compressed model, None of any other."""
-    from vtc.weights.formats import hf
-
     return hf.config_of(unwrapped(model))
 
 
@@ -112,7 +110,7 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
     try:
         with nullcontext() if adapted is None else peft.adapters_aside(plain):
             with nullcontext() if patch is None else patch.learned_aside():
-                save_weights(plain, folder, format)
+                formats.registry[format](plain, folder)
             if patch is not None:
                 save_learned(patch.method.module, folder)
         if adapted is not None:
@@ -141,16 +139,6 @@ def told(manifest: dict[str, Any], format: str) -> dict[str, Any]:
     return {"recipe": manifest.get("recipe")} if format == "vtc" else manifest
 
 
-def save_weights(plain: Any, folder: Path, format: str) -> None:
-    """The model's own files."""
-    if format == "compressed-tensors":
-        from vtc.weights.formats import compressed_tensors
-
-        compressed_tensors.save_pretrained(plain, folder)
-    else:
-        plain.save_pretrained(folder)
-
-
 def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     """The model saved in ``folder``, compressed and patched as it was, as a ``PeftModel`` where it was one. ``kwargs``
     go to ``from_pretrained``.
@@ -160,8 +148,6 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     fit the method.
     """
     from transformers import AutoModelForImageTextToText
-
-    from vtc.weights.formats import hf
 
     folder = Path(folder)
     folders.recover(Path(os.path.realpath(folder)))
@@ -178,7 +164,7 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
         method, budget = (method_from(config), Budget.of(config["budget"])) if patched else (None, None)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
-    hf.register()
+    hf.register_with_transformers()
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}

@@ -80,17 +80,19 @@ def compress(
     scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
     Stopped or killed, the output folder is as it was.
     """
-    from vtc.checkpoint.save_load import CONFIG, FORMATS, save
+    from vtc.checkpoint.config import CONFIG
+    from vtc.checkpoint.save_load import save
     from vtc.eval import cells
     from vtc.eval.asking.load import load
     from vtc.files import folders
     from vtc.files.digest import weights_sha256
-    from vtc.weights import Recipe
-    from vtc.weights import compress as run
+    from vtc.weights import formats
     from vtc.weights.lossless.planes import coders
+    from vtc.weights.pipeline import compress as run
+    from vtc.weights.recipe import Recipe
 
-    if format not in FORMATS:
-        raise VTCError(f"there is no format {format!r}; there are: {', '.join(FORMATS)}")
+    if format not in formats.registry:
+        raise VTCError(f"there is no format {format!r}; there are: {', '.join(formats.registry)}")
     if bool(method) != bool(budget):
         raise VTCError("give --method and --budget together, or neither")
     folders.check_replaceable(output, CONFIG)

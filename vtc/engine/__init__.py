@@ -1,5 +1,5 @@
-"""One forward with fewer tokens. ``placeholders`` finds the pictures, ``stages`` asks the method and makes rows of its
-answer, ``forward`` runs each decoder layer on them with the arguments, masks, attention and cache of those rows;
-``report`` tells. Other sites: ``kv_reduction`` (keys inside attention), ``token_routing`` (rows that skip a layer),
-``tower_merging``.
+"""One forward with fewer tokens. ``placeholders`` finds the pictures, ``placement`` where stages stand, ``stages`` asks
+the method and makes rows of its answer; ``forward`` runs each decoder layer (``layers``) on them, with the
+``attention``, the arguments and the ``kv_cache`` of those rows; ``capture`` keeps what methods look at, ``sites`` are
+the other places to cut, ``report`` tells what was done.
 """

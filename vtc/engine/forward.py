@@ -20,15 +20,15 @@ from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.capture.view import StageView
 from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
-from vtc.engine.kv_reduction import KeyReducer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
 from vtc.engine.placement import place_stages
 from vtc.engine.report import Report, summarise
+from vtc.engine.sites.kv_reduction import KeyReducer
+from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
 from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
-from vtc.engine.token_routing import Router
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.methods.base import Method
 from vtc.models.base import Family

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.engine.attention.masks import LazyMask
 from vtc.engine.kv_cache import row_layer, stored
-from vtc.engine.masks import LazyMask
 from vtc.engine.rows import Columns, gather_positions
 from vtc.engine.state import Prefill, Rows
 from vtc.models.base import Family

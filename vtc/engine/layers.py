@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from vtc.engine.kv_cache import row_layer
-from vtc.engine.kv_reduction import KeyReducer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
+from vtc.engine.sites.kv_reduction import KeyReducer
+from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import merge_rows, regather
 from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
-from vtc.engine.token_routing import Router
 from vtc.kernels.gather import gather_rows
 
 

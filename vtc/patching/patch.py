@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vtc.engine.attention import attend
+from vtc.engine.attention.attend import attend
 from vtc.engine.capture.attention_hook import hook_attention
 from vtc.engine.capture.install import install_hooks
 from vtc.engine.forward import Engine
+from vtc.engine.sites.tower_merging import MergingTower, unmasked
 from vtc.engine.stages import keeps_of
-from vtc.engine.tower_merging import MergingTower, unmasked
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods.base import Method
 from vtc.models import family_of

@@ -14,8 +14,8 @@ from vtc.signals.base import Signal, View
 @dataclass(frozen=True)
 class TowerGroups(Signal):
     """``[I, N]`` int: the group each token is in after tokens merged inside the tower; those of one group came out of
-    it alike. A method that asks for it has the tower merge (``vtc/engine/tower_merging.py``), which also keeps the
-    groups, so no attention is hooked."""
+    it alike. A method that asks for it has the tower merge (``vtc/engine/sites/tower_merging.py``), which also keeps
+    the groups, so no attention is hooked."""
 
     def words(self) -> str:
         return "merges in the tower"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vtc.weights.codec.linear import CompressedLinear
-from vtc.weights.codec.terms import LowRank
+from vtc.weights.codec.terms.low_rank import LowRank
 
 
 def thaw(model: nn.Module) -> list[str]:

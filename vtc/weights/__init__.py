@@ -1,9 +1,55 @@
-"""Weight compression: quantize, prune, factorise, delta and lossless, as passes over one calibration."""
+"""Weight compression: quantize, prune, factorise, delta and lossless, as passes over one calibration.
 
-from vtc.weights.compress import compress as compress
-from vtc.weights.formats.hf import register
-from vtc.weights.healing.incremental import in_steps as in_steps
-from vtc.weights.healing.incremental import incrementally as incrementally
-from vtc.weights.recipe import Recipe as Recipe
+``pipeline`` takes a model through the passes of a ``recipe``, over the layers that ``select`` names. What passes know
+of the model comes from ``calibration``, what they do with it from ``fitting``; layers are stored as ``codec`` says,
+folders as ``formats``. Nothing here is loaded before it is asked for but what lets transformers read compressed
+checkpoints.
+"""
 
-register()  # transformers finds third-party formats no other way
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from vtc.weights.formats.hf import register_with_transformers
+
+if TYPE_CHECKING:
+    from vtc.weights.healing.incremental import in_steps as in_steps
+    from vtc.weights.healing.incremental import incrementally as incrementally
+    from vtc.weights.pipeline import compress as compress
+    from vtc.weights.recipe import Recipe as Recipe
+
+_NAMES = {
+    "compress": "pipeline",
+    "Recipe": "recipe",
+    "in_steps": "healing.incremental",
+    "incrementally": "healing.incremental",
+}
+_MODULES = {
+    "activations": "activations",
+    "delta": "deltas.delta",
+    "deltas": "deltas",
+    "distill": "healing.distill",
+    "drank": "planning.drank",
+    "gguf": "formats.gguf",
+    "ladder": "planning.ladder",
+    "lowrank": "fitting.lowrank",
+    "plan": "planning.plan",
+    "qat": "healing.qat",
+    "rate": "planning.rate",
+    "sensitivity": "calibration.sensitivity",
+}
+
+register_with_transformers()  # transformers finds third-party formats no other way
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"vtc.weights.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"vtc.weights.{_MODULES[name]}")
+    raise AttributeError(f"module 'vtc.weights' has no attribute {name!r}; it has {', '.join([*_NAMES, *_MODULES])}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES, *_MODULES])

@@ -12,8 +12,8 @@ from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.weights._torchao import torchao
 from vtc.weights.calibration.block_walk import Example, Walk
-from vtc.weights.compress import in_order
 from vtc.weights.formats.hf import replace_module
+from vtc.weights.pipeline import in_order
 from vtc.weights.select import layers_of
 
 

@@ -7,7 +7,9 @@ from tests.weights.fitting.test_lowrank import layer
 from tests.weights.golden import cases, output_error
 from vtc.errors import WeightsError
 from vtc.weights.codec.linear import CompressedLinear
-from vtc.weights.codec.terms import Signs, Vectors, read_term
+from vtc.weights.codec.terms import read_term
+from vtc.weights.codec.terms.signs import Signs
+from vtc.weights.codec.terms.vectors import Vectors
 from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import deltacome, registry
 from vtc.weights.passes.base import Candidate

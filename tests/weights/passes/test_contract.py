@@ -8,7 +8,8 @@ import torch
 from tests.weights.layers import inputs, layer
 from vtc.errors import WeightsError
 from vtc.weights.codec.linear import CompressedLinear
-from vtc.weights.codec.terms import LowRank, read_term
+from vtc.weights.codec.terms import read_term
+from vtc.weights.codec.terms.low_rank import LowRank
 from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import registry
 from vtc.weights.passes._structure import StructuredPass

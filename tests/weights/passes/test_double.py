@@ -8,7 +8,7 @@ import torch
 from tests.weights.layers import layer
 from vtc.errors import WeightsError
 from vtc.weights.codec.packing import unpack
-from vtc.weights.codec.terms import Ints
+from vtc.weights.codec.terms.ints import Ints
 from vtc.weights.passes import registry
 from vtc.weights.planning.rate import coded_bits, curve
 

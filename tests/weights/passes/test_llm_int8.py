@@ -8,7 +8,7 @@ import torch
 from tests.weights.golden import cases, output_error
 from tests.weights.layers import inputs, layer
 from vtc.errors import WeightsError
-from vtc.weights.codec.terms import Columns
+from vtc.weights.codec.terms.columns import Columns
 from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import Candidate

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.masks import Mask
+from vtc.engine.attention.masks import Mask
 from vtc.errors import UnsupportedModel
 
 ATTRIBUTE = "_vtc_attention_hook"

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.engine.attention.masks import LazyMask, Mask, row_bias
 from vtc.engine.capture.attention_hook import EndOfLayer
 from vtc.engine.kv_cache import snapshot
-from vtc.engine.masks import LazyMask, Mask, row_bias
 from vtc.engine.rows import Columns, gather_positions
 from vtc.engine.state import Prefill, Rows
 from vtc.errors import UnsupportedModel

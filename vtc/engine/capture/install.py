@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vtc.engine.attention.masks import Mask
 from vtc.engine.capture.attention_hook import hook_attention
 from vtc.engine.forward import Engine
-from vtc.engine.masks import Mask
 from vtc.signals.base import DecoderHook, Signal, TowerHook
 
 

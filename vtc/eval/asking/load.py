@@ -44,7 +44,7 @@ def load(
     where = pick_device(device)
     kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
-    hf.register()  # transformers gives compressed folders random weights where it does not know their format
+    hf.register_with_transformers()  # transformers gives compressed folders random weights where it does not know their format
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model)

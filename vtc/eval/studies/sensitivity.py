@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vtc.engine.attention.masks import row_bias
 from vtc.engine.capture.attention_hook import hook_attention
-from vtc.engine.masks import row_bias
 from vtc.errors import BudgetError, DataError, VTCError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Benchmark

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from vtc.weights.codec.sparsity import DENSE
-from vtc.weights.codec.terms import Floats, Ints, Tensors, Term
+from vtc.weights.codec.terms.base import Tensors, Term
+from vtc.weights.codec.terms.floats import Floats
+from vtc.weights.codec.terms.ints import Ints
 
 ROWS = 16  # up to which the int4 kernel of CPUs wins; more are cheaper through the dense weight
 GROUPS = (32, 64, 128, 256)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vtc.errors import WeightsError
 from vtc.weights.codec import kernels as fast
 from vtc.weights.codec.sparsity import DENSE
-from vtc.weights.codec.terms import Ints, Tensors, Term, read_term
+from vtc.weights.codec.terms import read_term
+from vtc.weights.codec.terms.base import Tensors, Term
+from vtc.weights.codec.terms.ints import Ints
 
 
 class CompressedLinear(nn.Module):

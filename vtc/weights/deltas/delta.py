@@ -15,10 +15,10 @@ from vtc.errors import CheckpointError, WeightsError
 from vtc.models import family_of
 from vtc.weights.calibration.block_walk import Example, Walk
 from vtc.weights.calibration.token_weighting import weigher
-from vtc.weights.codec.terms import Tensors, Term
-from vtc.weights.compress import in_order
+from vtc.weights.codec.terms.base import Tensors, Term
 from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes.base import Candidate, Pass
+from vtc.weights.pipeline import in_order
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import layers_of
 

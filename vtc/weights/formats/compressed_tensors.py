@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from vtc.errors import CheckpointError
 from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
 from vtc.weights.codec.sparsity import DENSE
-from vtc.weights.codec.terms import Ints
-from vtc.weights.formats import hf
+from vtc.weights.codec.terms.ints import Ints
+from vtc.weights.formats import hf, register
 
 BITS = (4, 8)
 
 
+@register("compressed-tensors")
 def save_pretrained(model: Any, folder: Path) -> None:
     """Write ``model`` to ``folder``. Raises ``CheckpointError`` for a layer that the format cannot express."""
     hf.check_described(model, "compressed-tensors")

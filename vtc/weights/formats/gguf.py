@@ -22,7 +22,7 @@ from vtc.models import family_of
 from vtc.version import __version__
 from vtc.weights.codec.linear import CompressedLinear
 from vtc.weights.codec.sparsity import DENSE
-from vtc.weights.codec.terms import Ints
+from vtc.weights.codec.terms.ints import Ints
 from vtc.weights.formats import hf
 
 BLOCK = 32  # weights of one row that share a scale, in Q4_0 and Q8_0

@@ -6,6 +6,7 @@ when they are not: importing ``vtc.weights`` registers, ``vtc.load`` does it for
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vtc.errors import CheckpointError, WeightsError
 from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
+from vtc.weights.formats import register
 from vtc.weights.structure.sharing import BorrowedLinear, OutputNorm, normalise
 from vtc.weights.structure.sites import recount
 
@@ -70,12 +72,18 @@ class VTCQuantizer(HfQuantizer):
         return True  # what is not rounded may learn: norms, biases, low-rank factors (``vtc.training.factors``)
 
 
-def register() -> None:
+def register_with_transformers() -> None:
     """Make the format known to transformers; does nothing the second time."""
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(METHOD)(VTCQuantizer)
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(VTCConfig)
+
+
+@register("vtc")
+def save_pretrained(model: Any, folder: Path) -> None:
+    """Every term, bit-equal, as transformers writes it."""
+    model.save_pretrained(folder)
 
 
 def install(model: nn.Module, layers: dict[str, Any]) -> None:
@@ -184,7 +192,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Tell transformers that ``model`` is compressed, so that ``save_pretrained`` says so."""
-    register()
+    register_with_transformers()
     config = VTCConfig(layers, manifest)
     model.config.quantization_config = config
     model.hf_quantizer = VTCQuantizer(config, pre_quantized=True)

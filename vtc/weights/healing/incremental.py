@@ -11,9 +11,9 @@ from torch import nn
 
 from vtc.errors import WeightsError
 from vtc.weights.calibration.block_walk import Example
-from vtc.weights.compress import compress
 from vtc.weights.passes._structure import StructuredPass
 from vtc.weights.passes.base import check_share
+from vtc.weights.pipeline import compress
 from vtc.weights.recipe import Recipe
 
 Heal = Callable[[nn.Module, int], Any]

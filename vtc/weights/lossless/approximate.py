@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vtc.errors import CheckpointError
-from vtc.weights.codec.terms import LowRank, Term, read_term
+from vtc.weights.codec.terms import read_term
+from vtc.weights.codec.terms.base import Term
+from vtc.weights.codec.terms.low_rank import LowRank
 from vtc.weights.lossless.planes import Bytes
 from vtc.weights.lossless.tensorfile import Place
 

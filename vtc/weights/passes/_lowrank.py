@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.codec.terms import LowRank
+from vtc.weights.codec.terms.low_rank import LowRank
 from vtc.weights.fitting.lowrank import rank_for
 from vtc.weights.passes.base import Candidate, Pass
 

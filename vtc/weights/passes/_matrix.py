@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vtc.weights.codec import sparsity as layouts
-from vtc.weights.codec.terms import Floats, Ints
+from vtc.weights.codec.terms.floats import Floats
+from vtc.weights.codec.terms.ints import Ints
 from vtc.weights.passes.base import Candidate
 
 

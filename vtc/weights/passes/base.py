@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.errors import WeightsError
 from vtc.weights.codec.sparsity import n_of_m
-from vtc.weights.codec.terms import Tensors, Term
+from vtc.weights.codec.terms.base import Tensors, Term
 from vtc.weights.fitting.gram import Gram
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from vtc.weights.codec.packing import pack
-from vtc.weights.codec.terms import Signs
+from vtc.weights.codec.terms.signs import Signs
 from vtc.weights.passes import register
 from vtc.weights.passes._lowrank import check_layer
 from vtc.weights.passes.base import Candidate, Pass

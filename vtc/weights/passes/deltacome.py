@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.codec.terms import Vectors
+from vtc.weights.codec.terms.vectors import Vectors
 from vtc.weights.fitting.gram import DAMP, Gram
 from vtc.weights.fitting.sweep import Rule, Swept, sweep, sweep_ordered
 from vtc.weights.passes import register

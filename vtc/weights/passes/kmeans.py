@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.weights.codec.packing import pack
-from vtc.weights.codec.terms import Codebook
+from vtc.weights.codec.terms.codebook import Codebook
 from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import register
 from vtc.weights.passes.base import Candidate, Pass, check_bits, check_flag

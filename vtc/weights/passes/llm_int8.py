@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import WeightsError
-from vtc.weights.codec.terms import Columns
+from vtc.weights.codec.terms.columns import Columns
 from vtc.weights.passes import register
 from vtc.weights.passes._matrix import as_ints
 from vtc.weights.passes.base import Candidate, Pass

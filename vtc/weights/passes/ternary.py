@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtc.weights.codec.terms import Trits
+from vtc.weights.codec.terms.trits import Trits
 from vtc.weights.passes import register
 from vtc.weights.passes.base import Candidate, Pass, check_flag
 

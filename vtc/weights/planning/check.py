@@ -12,8 +12,8 @@ from torch import nn
 
 from vtc.models import family_of
 from vtc.weights.calibration.block_walk import Example
-from vtc.weights.compress import compress
 from vtc.weights.formats import hf
+from vtc.weights.pipeline import compress
 from vtc.weights.planning.plan import Plan, Probe
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import layers_of

@@ -12,10 +12,10 @@ from vtc.errors import WeightsError
 from vtc.models import family_of
 from vtc.weights.calibration.block_walk import Example, Walk
 from vtc.weights.calibration.token_weighting import weigher
-from vtc.weights.compress import in_order
 from vtc.weights.fitting.lowrank import spectrum
 from vtc.weights.passes import registry
 from vtc.weights.passes.base import check_share
+from vtc.weights.pipeline import in_order
 from vtc.weights.planning.ranks import Matrix, allocate, toward_values
 from vtc.weights.recipe import Recipe
 from vtc.weights.select import layers_of

@@ -21,7 +21,7 @@ from vtc.patching.calibration import divergence
 from vtc.weights.calibration.block_walk import Example, Walk
 from vtc.weights.calibration.sensitivity import doubtful, sensitivities
 from vtc.weights.calibration.token_weighting import weigher
-from vtc.weights.compress import fitted, in_order, standing_in
+from vtc.weights.pipeline import fitted, in_order, standing_in
 from vtc.weights.planning.allocate import SECONDS, solve
 from vtc.weights.recipe import Recipe, chain
 from vtc.weights.select import layers_of

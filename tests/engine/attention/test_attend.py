@@ -11,8 +11,8 @@ from tests.kernels.interpreter import run_interpreted
 from tests.patching.test_refusals import flash  # noqa: F401  # a fixture
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
-from vtc.engine import attention as attend
-from vtc.engine.masks import LazyMask
+from vtc.engine.attention import attend as attend
+from vtc.engine.attention.masks import LazyMask
 from vtc.engine.rows import Columns
 from vtc.errors import UnsupportedModel
 

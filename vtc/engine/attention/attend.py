@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.engine.masks import KernelMask, LazyMask, ReducingMask
+from vtc.engine.attention.masks import KernelMask, LazyMask, ReducingMask
 from vtc.errors import UnsupportedModel
 from vtc.kernels.augmented import augment
 from vtc.kernels.decode_merged import decode_merged

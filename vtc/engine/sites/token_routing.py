@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.budget.schedule import allot, keys_to_spend
-from vtc.engine.gates import Gates
+from vtc.engine.attention.gates import Gates
+from vtc.engine.attention.masks import ReducingMask
 from vtc.engine.kv_cache import RowCacheLayer
-from vtc.engine.masks import ReducingMask
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut
 from vtc.engine.state import Cut, LayerBudget, Prefill

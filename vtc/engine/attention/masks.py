@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.engine.gates import Gates
+from vtc.engine.attention.gates import Gates
 from vtc.engine.rows import Columns
 from vtc.errors import UnsupportedModel
 from vtc.kernels.gather import gather_rows

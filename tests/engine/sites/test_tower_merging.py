@@ -12,7 +12,7 @@ from tests.support import STIFF, engine, logits
 from tests.tolerances import assert_close, assert_same
 from tests.towers import tome_units
 from tests.towers.tome import round_by_loop
-from vtc.engine.tower_merging import shares
+from vtc.engine.sites.tower_merging import shares
 from vtc.errors import UnsupportedModel
 from vtc.methods.tome import split_groups
 from vtc.models import family_of

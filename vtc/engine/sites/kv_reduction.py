@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.budget.schedule import allot, keys_to_spend
+from vtc.engine.attention.gates import Gates
+from vtc.engine.attention.masks import LazyMask, ReducingMask
 from vtc.engine.capture.view import StageView
-from vtc.engine.gates import Gates
 from vtc.engine.kv_cache import RowCacheLayer
-from vtc.engine.masks import LazyMask, ReducingMask
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut, merge_rows
 from vtc.engine.state import Cut, LayerBudget, LayerPlan, Prefill

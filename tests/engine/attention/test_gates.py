@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 from tests.tolerances import assert_close
-from vtc.engine.gates import Gates, key_credit
+from vtc.engine.attention.gates import Gates, key_credit
 from vtc.methods._soft_top_k import soft_top_k
 
 
@@ -66,7 +66,7 @@ def example(cap=None):
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("block", [1, 1 << 22])
 def test_credit_is_the_output_with_a_key_less_the_output_without(cap, block, monkeypatch):
-    monkeypatch.setattr("vtc.engine.gates.BLOCK", block)
+    monkeypatch.setattr("vtc.engine.attention.gates.BLOCK", block)
     given = example(cap)
     out, grad, kept = attention(*given), drawn(2, 5, 4, 8, seed=3), given[4]
     want = torch.empty(2, 9, dtype=torch.float64)

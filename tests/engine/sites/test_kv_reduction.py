@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import vtc
 from tests import zoo
-from tests.engine.test_attention import answers, route  # noqa: F401  # a fixture
+from tests.engine.attention.test_attend import answers, route  # noqa: F401  # a fixture
 from tests.patching.test_refusals import flash  # noqa: F401  # a fixture
 from tests.reference import before_norm, equals_the_whole, regrouped
 from tests.support import KEYS, KINDS, engine, exact_dtype, generate, logits, served
