@@ -114,7 +114,7 @@ def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     model = zoo.build("llava", seed=1)
     vtc.patch(model, "random", budget=4)
-    monkeypatch.setattr("vtc.checkpoint.contents_sha256", lambda folder: 1 / 0)
+    monkeypatch.setattr("vtc.checkpoint.save_load.contents_sha256", lambda folder: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         vtc.save(model, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_what_was_there(saved):
 @pytest.mark.parametrize("exchanged", [True, False])
 def test_killed_at_any_point_the_folder_is_the_old_or_the_new(exchanged, tmp_path):
     """A fork of the saving process dies before its n-th step on the file system."""
-    command = [sys.executable, "-m", "tests.killed_saving", str(tmp_path), str(int(exchanged))]
+    command = [sys.executable, "-m", "tests.checkpoint.killed_saving", str(tmp_path), str(int(exchanged))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -196,18 +196,18 @@ def test_a_system_that_cannot_exchange_folders(saved, monkeypatch):
 
 def test_a_copy_that_differs_is_not_published(tmp_path, monkeypatch):
     """The instrument sees one wrong bit in one tensor."""
-    from vtc.checkpoint import verify as verification
+    from vtc.checkpoint import save_load
 
-    model = zoo.build("llava")
+    real, model = save_load.load, zoo.build("llava")
     vtc.patch(model, "random", budget=4)
 
     def damaged(folder, **kwargs):
-        copy = vtc.load(folder, **kwargs)
+        copy = real(folder, **kwargs)
         weight = copy.model.vision_tower.post_layernorm.bias
         weight.data.view(torch.int32)[3] ^= 1
         return copy
 
-    monkeypatch.setattr(verification, "load", damaged)
+    monkeypatch.setattr(save_load, "load", damaged)
     with pytest.raises(CheckpointError, match="post_layernorm.bias came back with other values"):
         vtc.save(model, tmp_path / "out", verify=True)
     assert not list(tmp_path.iterdir())

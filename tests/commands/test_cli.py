@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -118,7 +117,7 @@ def test_a_second_writer_is_refused_with_2(ask, data):
     try:
         result = ask()
     finally:
-        os.close(handle)
+        handle.release()
     assert result.exit_code == 2 and "another process" in result.output
 
 

@@ -18,7 +18,7 @@ from tests.pictures import batch, picture, ready, reduce
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.kernels.received_attention import received_attention
 from vtc.methods import registry
-from vtc.share import share
+from vtc.methods._share import share
 
 torch.set_num_threads(1)
 tokens, small = (batch([picture((1, n, n), 1)]) for n in (128, 4))

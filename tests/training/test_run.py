@@ -265,7 +265,6 @@ def test_what_cannot_be_trained_is_refused(train, changes, error, message):
 
 
 def test_two_trainings_in_one_folder_are_refused(train, tmp_path):
-    import os
 
     from vtc.eval.results.journal import lock
 
@@ -273,7 +272,7 @@ def test_two_trainings_in_one_folder_are_refused(train, tmp_path):
     held = lock(tmp_path / "run")
     with pytest.raises(RunRefused, match="another process"):
         train(steps=1)
-    os.close(held)
+    held.release()
 
 
 def test_processes_that_do_not_find_each_other_are_refused(train, monkeypatch):

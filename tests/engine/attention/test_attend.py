@@ -185,9 +185,9 @@ def test_a_small_model_on_the_kernels(route):
 
 
 def test_the_same_in_the_interpreter():
-    run_interpreted("../test_attend", "test_a_small_model")
+    run_interpreted("../engine/attention/test_attend", "test_a_small_model")
 
 
 @pytest.mark.slow
 def test_every_family_in_the_interpreter():
-    run_interpreted("../test_attend", "test_fused")
+    run_interpreted("../engine/attention/test_attend", "test_fused")

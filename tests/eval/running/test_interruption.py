@@ -21,7 +21,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(("which", "runs"), [("quick", 3), pytest.param("all", 25, marks=pytest.mark.slow)])
 def test_killed_and_resumed(which, runs, rows, write_rows):
     file = write_rows(rows)
-    command = [sys.executable, "-m", "tests.eval.killed", str(file), which]
+    command = [sys.executable, "-m", "tests.eval.running.killed", str(file), which]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]

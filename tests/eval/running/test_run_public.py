@@ -28,7 +28,7 @@ def no_plot(monkeypatch):
 )
 def test_own_figures(name, reply, headline, vlm, tmp_path, monkeypatch):
     monkeypatch.setattr(Answerer, "replies", lambda self, inputs: [(reply, 0.5)] * len(inputs["input_ids"]))
-    monkeypatch.setattr("vtc.eval.runner.Runner.tokens", lambda self, asked, inputs: [16.0] * len(asked))
+    monkeypatch.setattr("vtc.eval.running.runner.Runner.tokens", lambda self, asked, inputs: [16.0] * len(asked))
     benchmark = benchmark_of(name, tmp_path)
     results = evaluate(*vlm, benchmark, ["random"], [0.5], tmp_path / "out", **QUICK)
     summary = json.loads((results.folder / "summary.json").read_text())

@@ -36,7 +36,7 @@ def compressed(family: str, recipe: str, dtype: torch.dtype = torch.float32):
 def elsewhere(work: Path, requests: list[dict]) -> str:
     """What a fresh process prints that loads each request's folder."""
     (work / "requests.json").write_text(json.dumps(requests))
-    command = [sys.executable, str(ROOT / "tests" / "weights" / "elsewhere.py"), str(work / "requests.json")]
+    command = [sys.executable, str(Path(__file__).with_name("elsewhere.py")), str(work / "requests.json")]
     paths = [p for p in sys.path if p and Path(p) != ROOT]
     environment = {"PYTHONPATH": ":".join([str(ROOT), *paths]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=600)
@@ -141,7 +141,7 @@ def test_flipped_bits_are_refused(tmp_path):
 def test_an_unknown_format_is_refused(tmp_path):
     model = zoo.build("llava")
     vtc.compress(model, "rtn:bits=4:group=16", progress=False)
-    with pytest.raises(CheckpointError, match="no format 'gguf'; there are: vtc, compressed-tensors"):
+    with pytest.raises(CheckpointError, match="no format 'gguf'; there are: compressed-tensors, vtc"):
         vtc.save(model, tmp_path / "out", format="gguf")
     plain = zoo.build("llava")
     vtc.patch(plain, "random", budget=4)
