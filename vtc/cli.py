@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
 import typer
 
 from vtc.commands.archive import archive, restore, unarchive
 from vtc.commands.benchmarks import list_benchmarks
 from vtc.commands.calibrate import calibrate
+from vtc.commands.common import TakesModel
 from vtc.commands.compress import compress
 from vtc.commands.demo import demo
 from vtc.commands.doctor import doctor
@@ -17,6 +19,7 @@ from vtc.commands.export import export
 from vtc.commands.methods import list_methods
 from vtc.commands.sensitivity import sensitivity
 from vtc.commands.show import show
+from vtc.version import __version__
 
 app = typer.Typer(
     name="vtc",
@@ -28,8 +31,19 @@ app = typer.Typer(
 )
 
 
+def tell_version(wanted: bool) -> None:
+    """``vtc 0.1.0`` and nothing else."""
+    if wanted:
+        typer.echo(f"vtc {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
     """Fewer vision tokens for vision-language models, and what that costs.
 
     First steps:
@@ -48,14 +62,14 @@ def root() -> None:
     """
 
 
-app.command("eval")(evaluate)
+app.command("eval", cls=TakesModel)(evaluate)
 app.command()(demo)
 app.command("methods")(list_methods)
 app.command("benchmarks")(list_benchmarks)
-app.command()(show)
-app.command()(sensitivity)
-app.command()(calibrate)
-app.command()(compress)
+app.command(cls=TakesModel)(show)
+app.command(cls=TakesModel)(sensitivity)
+app.command(cls=TakesModel)(calibrate)
+app.command(cls=TakesModel)(compress)
 app.command()(export)
 app.command()(archive)
 app.command()(unarchive)

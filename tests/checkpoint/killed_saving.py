@@ -1,7 +1,7 @@
 """Run by ``test_checkpoint``: saves over an older checkpoint that are killed before their n-th step on the file system.
 
-``python -m tests.checkpoint.killed_saving FOLDER EXCHANGE``: forks before any thread exists, so one start of Python serves
-all points; the last run goes through. Prints ``[[exit code, "old" or "new"], ...]``.
+``python -m tests.checkpoint.killed_saving FOLDER EXCHANGE``: forks before any thread exists, so one start of Python
+serves all points; the last run goes through. Prints ``[[exit code, "old" or "new"], ...]``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -77,6 +79,71 @@ def test_module_and_command_are_one():
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and len(result.output) > 200
+
+
+@pytest.mark.parametrize("command", ["eval", "show", "sensitivity", "calibrate", "compress", "export"])
+def test_examples_fit_a_terminal_of_80_columns(command):
+    """A command that is wrapped by the help cannot be copied."""
+    from vtc.cli import app
+
+    (found,) = [c for c in app.registered_commands if (c.name or c.callback.__name__) == command]
+    lines = [
+        line for line in inspect.getdoc(found.callback).splitlines() if re.match(r" {8}|    (vtc|torchrun) ", line)
+    ]
+    assert lines and max(map(len, lines)) <= 76, lines
+    for before, line in zip(lines, lines[1:], strict=False):
+        if line.startswith("        "):
+            assert before.endswith("\\"), f"{before!r} goes on without a backslash"
+
+
+def test_version():
+    from vtc.version import __version__
+
+    assert call("--version").output == f"vtc {__version__}\n"
+
+
+def test_a_model_is_positional_or_an_option(ask, saved, data):
+    """Both say the same, singular and plural too: the second run goes on with the first's answers."""
+    assert ask().exit_code == 0
+    lines = (data.parent / "out" / "results.jsonl").read_bytes()
+    quick = ["--timing-repeats", 0, "--overlays", 0, "--max-new-tokens", 3, "--device", "cpu"]
+    rest = ["--data", data, "--output", data.parent / "out", *quick]
+    result = call("eval", saved, *rest, "--method", "random", "--budget", "0.5")
+    assert result.exit_code == 0, result.output
+    result = call("eval", f"--model={saved}", *rest, "--methods", "random", "--budgets", "0.5")
+    assert result.exit_code == 0, result.output
+    assert (data.parent / "out" / "results.jsonl").read_bytes() == lines
+    assert "one budget" not in call("calibrate", saved, "--calibration", "scenes", "--budget", "4").output
+    several = call("calibrate", saved, "--calibration", "scenes", "--budgets", "4,8")
+    assert several.exit_code == 1 and "'4,8' names 2 budgets" in several.output
+
+
+def test_the_testbed_has_a_name(tmp_path):
+    """Its model, and its questions where no others are named."""
+    quick = ["--timing-repeats", 0, "--overlays", 0, "--limit", 9, "--device", "cpu"]
+    result = call("eval", "scenes", "--methods", "random", "--budgets", "24", "--output", tmp_path / "out", *quick)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["benchmark"]["name"] == "scenes"
+
+
+def test_a_method_of_ones_own_module(ask, tmp_path, monkeypatch):
+    (tmp_path / "mypackage.py").write_text(
+        "from dataclasses import dataclass\nfrom vtc.methods import Method\nfrom vtc import Reduction\n"
+        "import torch\n\n\n@dataclass(frozen=True)\nclass First(Method):\n    skip: int = 0\n\n"
+        "    def reduce(self, stage, tokens, signals, keep):\n"
+        "        order = -torch.arange(tokens.valid.shape[1]).expand(tokens.valid.shape)\n"
+        "        return Reduction.top(order, keep, tokens)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = ask(methods="mypackage.none:First", budgets="0.5")
+    assert result.exit_code == 1 and "cannot be imported" in result.output
+    result = ask(methods="mypackage.:First", budgets="0.5")
+    assert result.exit_code == 1
+    monkeypatch.delitem(sys.modules, "mypackage", raising=False)
+    result = ask(methods="mypackage:First", budgets="0.5")
+    assert result.exit_code == 0, result.output
+    result = ask("--overwrite", methods="mypackage:First:skip=1+share", budgets="0.5")
+    assert result.exit_code == 0, result.output
 
 
 def test_methods_lists_all():

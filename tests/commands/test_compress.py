@@ -55,7 +55,7 @@ def test_fitted_to_a_benchmark_under_a_token_method(plain, tmp_path):
     [
         (["--recipe", "int4"], "give --calibration"),
         (["--recipe", "int5"], "int5"),
-        (["--recipe", "int8", "--format", "awq"], "there are: vtc, compressed-tensors"),
+        (["--recipe", "int8", "--format", "awq"], "there are: compressed-tensors, vtc"),
         (["--recipe", "int8", "--method", "divprune"], "--method and --budget together"),
         (["--recipe", "int8", "--method", "divprun", "--budget", "4"], "divprune"),
         (["--recipe", "int4", "--calibration", "scene:dev"], "scenes"),

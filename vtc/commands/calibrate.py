@@ -16,6 +16,7 @@ from vtc.commands.common import (
     Seed,
     batches,
     benchmark,
+    one_budget,
     user_errors,
 )
 
@@ -25,7 +26,9 @@ def calibrate(
     model: Model,
     calibration: Annotated[str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT; answers are not looked at.")],
     examples: Annotated[int, typer.Option(min=1, help="Prompts; a few dozen do.")] = 48,
-    budget: Annotated[str, typer.Option(help="The least that matters: tokens a picture, or a share.")] = "3.125%",
+    budget: Annotated[
+        str, typer.Option("--budget", "--budgets", help="The least that matters: tokens a picture, or a share.")
+    ] = "3.125%",
     data_dir: DataDir = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
     dtype: DType = "auto",
@@ -34,12 +37,14 @@ def calibrate(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may
+    r"""Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may
     rest; print them as vtc eval takes them.
 
-        vtc calibrate --model ./my-vlm --calibration scenes:dev
+        vtc calibrate ./my-vlm --calibration scenes:dev
 
-        vtc eval --model ./my-vlm --methods "$(vtc calibrate --model ./my-vlm --calibration scenes:dev)" ...
+        vtc eval ./my-vlm --data questions.jsonl --budgets 3% \
+            --methods "$(vtc calibrate ./my-vlm --calibration scenes:dev)" \
+            --output runs/mine
 
     In Python: vtc.patch(model, vtc.calibrate(model, prompts), budget).
     """
@@ -47,7 +52,7 @@ def calibrate(
     from vtc.eval.asking.load import load
     from vtc.patching.calibration import calibrate as run
 
-    least = cells.parse_budget(budget)
+    least = one_budget(budget)
     source = benchmark(calibration, examples, data_dir, seed)
     samples = list(source.samples())
     vlm, processor = load(model, dtype, device, attn)

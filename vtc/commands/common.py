@@ -11,11 +11,31 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vtc.errors import VTCError
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
-Model = Annotated[str, typer.Option(help="A model folder, or a model id of the hub.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, a model id of the hub, or scenes: the built-in testbed. Also as --model MODEL.",
+        show_default=False,
+        metavar="MODEL",
+    ),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--methods",
+        "--method",
+        help="name, name+share, name:option=value, package.module:Class; comma separated, or all.",
+    ),
+]
+Budgets = Annotated[
+    str,
+    typer.Option("--budgets", "--budget", help="Tokens a picture (64) or shares (0.5, 25%), comma separated."),
+]
 DType = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as saved (float32 on a CPU).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Attn = Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2, or auto.")]
@@ -28,6 +48,39 @@ DataDir = Annotated[
     typer.Option(help="The folder that pictures are in and never leave; several benchmarks: holds a folder each."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of benchmarks that draw their questions.")]
+
+
+class TakesModel(TyperCommand):
+    """A command whose first argument is a model, which may also be given as ``--model MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named, others = model_option(args)
+        return super().parse_args(ctx, [*named, *others])
+
+
+def model_option(args: list[str]) -> tuple[list[str], list[str]]:
+    """The value of the last ``--model`` (none: an empty list), and the other arguments."""
+    named: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg == "--model":
+            named = [value] if (value := next(rest, None)) is not None else named
+        elif arg.startswith("--model="):
+            named = [arg.removeprefix("--model=")]
+        else:
+            others.append(arg)
+    return named, others
+
+
+def one_budget(text: str, option: str = "--budget") -> Any:
+    """The budget of a command that works at one. Raises ``BudgetError``."""
+    from vtc.eval.cells import parse_budgets
+
+    budgets = parse_budgets(text)
+    if len(budgets) != 1:
+        raise VTCError(f"{option} {text!r} names {len(budgets)} budgets, and this command works at one; give one")
+    return budgets[0]
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,8 +110,10 @@ def resume_command() -> str:
     return shlex.join([*start, *(a for a in sys.argv[1:] if a != "--overwrite")])
 
 
-def sources(data: Path | None, benchmarks: str, data_dir: Path | None, **options: Any) -> list[Any]:
-    """The benchmarks that are asked: your own file, or those that are named."""
+def sources(data: Path | None, benchmarks: str, data_dir: Path | None, model: str = "", **options: Any) -> list[Any]:
+    """The benchmarks that are asked: your own file, or those that are named; of the testbed's model, the testbed."""
+    if not data and not benchmarks and model.partition("-")[0] == "scenes":
+        benchmarks = "scenes"
     if bool(data) == bool(benchmarks):
         raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
     from vtc.eval.benchmarks import reader

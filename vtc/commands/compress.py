@@ -7,13 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
-from vtc.commands.common import Attn, DataDir, Debug, Device, DType, Seed, batches, benchmark, user_errors
+from vtc.commands.common import (
+    Attn,
+    DataDir,
+    Debug,
+    Device,
+    DType,
+    Model,
+    Seed,
+    batches,
+    benchmark,
+    one_budget,
+    user_errors,
+)
 from vtc.errors import VTCError
 
 
 @user_errors
 def compress(
-    model: Annotated[str, typer.Argument(help="A model folder, or a model id of the hub.")],
+    model: Model,
     output: Annotated[Path, typer.Option(help="The folder to write; an older one of vtc is replaced.")],
     recipe: Annotated[
         str, typer.Option(help="int8, int4, int3, 2:4, 2:4-int4; passes like gptq:bits=3:group=64; a YAML file.")
@@ -28,8 +40,12 @@ def compress(
         str, typer.Option(help="What a target chooses from, comma separated.")
     ] = "gptq:bits=2,gptq:bits=3,gptq:bits=4,gptq:bits=5,gptq:bits=6,gptq:bits=8",
     data_dir: DataDir = None,
-    method: Annotated[str, typer.Option(help="Compress under this token method, which is saved too.")] = "",
-    budget: Annotated[str, typer.Option(help="Its tokens a picture (64) or share (25%).")] = "",
+    method: Annotated[
+        str, typer.Option("--method", "--methods", help="Compress under this token method, which is saved too.")
+    ] = "",
+    budget: Annotated[
+        str, typer.Option("--budget", "--budgets", help="Its tokens a picture (64) or share (25%).")
+    ] = "",
     format: Annotated[
         str, typer.Option(help="vtc: every recipe; compressed-tensors: plain 4 and 8 bits, loads without vtc.")
     ] = "vtc",
@@ -44,7 +60,7 @@ def compress(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Quantize, prune or factorise the decoder's weights and save the model.
+    r"""Quantize, prune or factorise the decoder's weights and save the model.
 
     Recipes are names, or passes joined by a bar, each fitted to what the ones before left:
 
@@ -60,16 +76,21 @@ def compress(
 
         vtc compress ./my-vlm --recipe int8 --output ./my-vlm-int8
 
-        vtc compress ./my-vlm --recipe int4 --calibration scenes:dev --output ./my-vlm-int4
+        vtc compress ./my-vlm --recipe int4 --calibration scenes:dev \
+            --output ./my-vlm-int4
 
-        vtc compress ./my-vlm --recipe int4 --calibration scenes:dev --method divprune --budget 25%
-            --output ./small
+        vtc compress ./my-vlm --recipe int4 --calibration scenes:dev \
+            --method divprune --budget 25% --output ./small
 
-        vtc compress ./my-vlm --recipe int8 --format compressed-tensors --output ./for-vllm
+        vtc compress ./my-vlm --recipe int8 --format compressed-tensors \
+            --output ./for-vllm
 
-        vtc compress ./my-vlm --recipe int8 --keep-original --output ./small    # then: vtc restore ./small ./again
+        vtc compress ./my-vlm --recipe int8 --keep-original --output ./small
 
-        vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev --examples 512 --output ./planned
+        vtc restore ./small ./again
+
+        vtc compress ./my-vlm --target-bits 3.5 --calibration scenes:dev \
+            --examples 512 --output ./planned
 
     With a target a quarter of the examples fit every candidate on every layer, half say what its errors would do to the
     next token, and a quarter compare the plan with one candidate for all layers. Give hundreds. plan.md, plan.json and
@@ -83,7 +104,7 @@ def compress(
     from vtc.checkpoint.config import CONFIG
     from vtc.checkpoint.save_load import save
     from vtc.eval import cells
-    from vtc.eval.asking.load import load
+    from vtc.eval.asking.load import folder_of, load
     from vtc.files import folders
     from vtc.files.digest import weights_sha256
     from vtc.weights import formats
@@ -97,7 +118,7 @@ def compress(
         raise VTCError("give --method and --budget together, or neither")
     folders.check_replaceable(output, CONFIG)
     if keep_original:
-        weights_sha256(model)  # no folder, no weights: told before hours of work, as is a missing package
+        weights_sha256(folder_of(model))  # no folder, no weights: told before hours of work, as is a missing package
         coders()
     if target and target_bits:
         raise VTCError("give --target or --target-bits, not both")
@@ -105,7 +126,7 @@ def compress(
     if (chosen.needs_gram or size or target_bits) and not calibration:
         what = f"recipe {recipe}" if chosen.needs_gram else "a target"
         raise VTCError(f"{what} is fitted to prompts; give --calibration, like --calibration scenes:dev")
-    patch = (cells.build(method), cells.parse_budget(budget)) if method else None
+    patch = (cells.build(method), one_budget(budget)) if method else None
     source = benchmark(calibration, examples, data_dir, seed) if calibration else None
     samples = [] if source is None else list(source.samples())  # a wrong split is told before a model is loaded
     vlm, processor = load(model, dtype, device, attn)
@@ -121,7 +142,9 @@ def compress(
         typer.echo(checked)
     run(vlm, chosen, calibration=prompts)
     show(vlm)
-    save(vlm, output, processor, format=format, verify=verify, keep_original=model if keep_original else None)
+    save(
+        vlm, output, processor, format=format, verify=verify, keep_original=folder_of(model) if keep_original else None
+    )
     if plan is not None:
         write_plan(plan, checked, output)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))

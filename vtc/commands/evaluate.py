@@ -10,11 +10,13 @@ import typer
 from vtc.commands.common import (
     Attn,
     Benchmarks,
+    Budgets,
     Data,
     DataDir,
     Debug,
     Device,
     DType,
+    Methods,
     Model,
     Seed,
     sources,
@@ -35,10 +37,8 @@ def evaluate(
     benchmarks: Benchmarks = "",
     data_dir: DataDir = None,
     split: Annotated[str, typer.Option(help="The benchmarks' split; default: the usual one of each.")] = "",
-    methods: Annotated[str, typer.Option(help="name, name+share, name:option=value; comma separated, or all.")] = "",
-    budgets: Annotated[
-        str, typer.Option(help="Tokens a picture (64) or shares (0.5, 25%), comma separated.")
-    ] = "0.5,0.25,0.125",
+    methods: Methods = "",
+    budgets: Budgets = "0.5,0.25,0.125",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 8,
     prompt: Annotated[str, typer.Option(help="Frames each question; must hold {question}.")] = "{question}",
@@ -65,7 +65,7 @@ def evaluate(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Accuracy, tokens, time and memory of a model, unpatched and with fewer vision tokens.
+    r"""Accuracy, tokens, time and memory of a model, unpatched and with fewer vision tokens.
 
     Your own questions are a file with one JSON object a line; pictures are paths beside it:
 
@@ -73,20 +73,26 @@ def evaluate(
 
     Examples:
 
-        vtc eval --model llava-hf/llava-1.5-7b-hf --data questions.jsonl
-            --methods visionzip,divprune+share --budgets 64,128 --output runs/mine
+        vtc eval scenes --methods divprune+share,random --budgets 49,24 \
+            --limit 90 --output runs/first
 
-        vtc eval --model ./my-vlm --benchmarks easy_vqa --data-dir easy_vqa
+        vtc eval llava-hf/llava-1.5-7b-hf --data questions.jsonl \
+            --methods visionzip,divprune+share --budgets 64,128 \
+            --output runs/mine
+
+        vtc eval ./my-vlm --benchmarks easy_vqa --data-dir easy_vqa \
             --methods all --budgets 0.5,0.25 --output runs/easy
 
-        vtc eval --model ./my-vlm --benchmarks scenes,easy_vqa --data-dir data
+        vtc eval ./my-vlm --benchmarks scenes,easy_vqa --data-dir data \
             --methods visionzip,divprune --budgets 64 --output runs/both
 
-        vtc eval --model ./my-vlm --data q.jsonl --methods fastv:layer=2 --budgets 50%
-            --prompt "{question} Answer in one word." --output runs/fastv
+        vtc eval ./my-vlm --data questions.jsonl --methods fastv:layer=2 \
+            --budgets 50% --prompt "{question} Answer in one word." \
+            --output runs/fastv
 
-        torchrun --nproc_per_node 4 -m vtc.cli eval --model ./my-vlm --data q.jsonl
-            --methods divprune --budgets 64 --output runs/four
+        torchrun --nproc_per_node 4 -m vtc.cli eval ./my-vlm \
+            --data questions.jsonl --methods divprune --budgets 64 \
+            --output runs/four
 
         vtc eval --compare runs/before runs/after --output runs/drift
 
@@ -98,11 +104,11 @@ def evaluate(
     """
     if compare:
         if model or data or benchmarks:
-            raise VTCError("--compare reads two finished runs; leave out --model, --data and --benchmarks")
+            raise VTCError("--compare reads two finished runs; leave out MODEL (--model), --data and --benchmarks")
         return tell_changes(*compare, output)
     if not model or output is None:
-        raise VTCError("give --model and --output")
-    asked = sources(data, benchmarks, data_dir, split=split, seed=seed, limit=limit)
+        raise VTCError("give a MODEL (or --model MODEL) and --output")
+    asked = sources(data, benchmarks, data_dir, model, split=split, seed=seed, limit=limit)
     from vtc.eval import cells
     from vtc.eval import distributed as ranks
     from vtc.eval.asking.generate import check_template

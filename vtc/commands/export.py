@@ -24,6 +24,8 @@ def export(
 ) -> None:
     """Questions and pictures as one TSV file that VLMEvalKit reads (docs/lmms_eval.md).
 
+    Example:
+
     vtc export --data questions.jsonl --output $LMUData/mine_openended.tsv
     """
     if output.suffix != ".tsv":

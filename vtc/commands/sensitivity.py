@@ -47,13 +47,13 @@ def sensitivity(
     Cuts before each layer at random and by the question's attention; accuracy and divergence of the next token, the
     attention that goes to vision tokens, and the schedule these suggest. Interrupted, the same command goes on.
 
-        vtc sensitivity --model ./my-vlm --data questions.jsonl --output runs/sensitivity
+        vtc sensitivity ./my-vlm --data questions.jsonl --output runs/where
 
-        vtc sensitivity --model ./my-vlm --benchmarks mmbench --output runs/sensitivity
+        vtc sensitivity ./my-vlm --benchmarks mmbench --output runs/where
 
     Choose on one split and report on another. Several benchmarks have a folder each.
     """
-    asked = sources(data, benchmarks, data_dir, split=split, prefer="dev", seed=seed, limit=limit)
+    asked = sources(data, benchmarks, data_dir, model, split=split, prefer="dev", seed=seed, limit=limit)
     from vtc.eval import cells
     from vtc.eval.asking.load import load
     from vtc.eval.studies.sensitivity import sensitivity as run

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -59,7 +62,10 @@ def build(spec: str) -> Method:
             raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
     head, *flags = spec.strip().split("+")
     name, *pairs = head.split(":")
-    make = registry[name]
+    if pairs and "=" not in pairs[0] and pairs[0].isidentifier() and name not in registry:
+        make = imported(name, pairs.pop(0))
+    else:
+        make = registry[name]
     options: dict[str, Any] = dict.fromkeys(flags, True)
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -76,6 +82,23 @@ def build(spec: str) -> Method:
         return make(**options)
     except (TypeError, ValueError) as error:
         raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
+
+
+def imported(module: str, name: str) -> type[Method]:
+    """A method of somebody's own, ``module:Class`` on the command line, from what is installed or the present
+    folder."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise UnknownName(
+            f"module {module!r} cannot be imported ({error}); install it, or start where it lies"
+        ) from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UnknownName(f"{module}:{name} is no class of a method; give a subclass of vtc.methods.Method")
+    return found
 
 
 def spell(method: Method) -> str:

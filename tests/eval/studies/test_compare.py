@@ -103,6 +103,6 @@ def test_the_command(run_of, tmp_path):
     result = CliRunner().invoke(app, ["eval", "--compare", str(a), str(tmp_path)])
     assert result.exit_code == 1 and "no run folder" in result.output
     result = CliRunner().invoke(app, ["eval", "--compare", str(a), str(b), "--model", "x"])
-    assert result.exit_code == 1 and "leave out --model" in result.output
+    assert result.exit_code == 1 and "leave out MODEL" in result.output
     result = CliRunner().invoke(app, ["eval", "--data", "q.jsonl", "--output", str(tmp_path / "out")])
     assert result.exit_code == 1 and "--model" in result.output

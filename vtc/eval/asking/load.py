@@ -15,6 +15,7 @@ import vtc
 from vtc.checkpoint.learned import ADAPTER
 from vtc.checkpoint.peft import FOLDER
 from vtc.errors import UnsupportedModel, VTCError
+from vtc.eval import scenes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -31,6 +32,7 @@ def load(
 
     from vtc.weights.formats import hf
 
+    model = folder_of(model)
     trained = (Path(model) / ADAPTER).is_file() or (Path(model) / FOLDER).is_dir()
     if trained and not learned:
         raise VTCError(
@@ -44,7 +46,7 @@ def load(
     where = pick_device(device)
     kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
-    hf.register_with_transformers()  # transformers gives compressed folders random weights where it does not know their format
+    hf.register_with_transformers()  # it gives compressed folders random weights where it does not know their format
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model)
@@ -73,6 +75,13 @@ def quiet_unless_watched() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def folder_of(model: str) -> str:
+    """The folder of the testbed's models by their names, ``scenes`` and ``scenes-qwen``, unless one of that name is
+    there; any other model as it is."""
+    known = scenes.NAMES.get(model)
+    return model if known is None or Path(model).is_dir() else str(scenes.checkpoint_path(known))
 
 
 def looks_local(model: str) -> bool:

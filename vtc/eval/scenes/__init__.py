@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+NAMES = {"scenes": "llava", "scenes-qwen": "qwen"}
+"""What the testbed's models are called where a model is asked for."""
+
+
 def checkpoint_path(kind: str = "llava") -> Path:
     """The folder of a trained model, `llava` or `qwen`: an argument for `from_pretrained`."""
     return Path(__file__).parent / ("checkpoint" if kind == "llava" else f"checkpoint_{kind}")

@@ -16,13 +16,11 @@ from vtc.files.atomic import write_atomic
 
 
 def run(
-    model: str, image: Path, question: str, methods: str, budget: str, output: Path, dtype: str, device: str, attn: str
+    model: str, image: Path, question: str, methods: str, budgets: str, output: Path, dtype: str, device: str, attn: str
 ) -> list[str]:
     """Write the overlay; the lines to print."""
     picture = load_image(image.name, image.parent)
-    chosen = [Cell(spec, cells.parse_budget(budget)) for spec in cells.parse_specs(methods)]
-    for cell in chosen:
-        cell.method()
+    chosen = cells.plan(cells.parse_specs(methods), cells.parse_budgets(budgets))[1:]
     vlm, processor = load(model, dtype, device, attn, learned=True)
     answerer = Answerer(vlm, processor, Benchmark.frame, max_new_tokens=32)
     asked = Asked(Sample("show", question, images=(image.name,)), [picture], answerer.prompt(question, 1))
