@@ -7,7 +7,7 @@ from pathlib import Path
 from vtc.eval.benchmarks.base import Benchmark, Sample
 from vtc.registry import Registry
 
-registry: Registry[type[Benchmark]] = Registry("benchmark", "vtc.eval.benchmarks")
+registry: Registry[type[Benchmark]] = Registry("benchmark", "vtc.eval.benchmarks", group="vtc.benchmarks")
 register = registry.register
 
 
