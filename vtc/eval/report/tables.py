@@ -57,10 +57,17 @@ def bytes_text(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def speed(timing: dict[str, Any]) -> str:
-    """The speed-up, or plainly that there is none."""
-    factor = timing["speedup"]
-    return f"{factor:.2f}x" if factor >= 1 else f"{factor:.2f}x (slower)"
+def speed(timing: dict[str, Any], key: str = "speedup") -> str:
+    """The speed-up ± half its inter-quartile range over the turns, and plainly that there is none, or none to tell."""
+    factor, spread = timing[key], timing.get(f"{key}_iqr")  # runs of before have no spread
+    text = f"{factor:.2f}x"
+    if timing["repeats"] < 2:
+        return f"{text} (one turn)"
+    if spread is not None:
+        text += f" ± {spread / 2:.2f}"
+        if spread >= abs(factor - 1):
+            return f"{text} (unclear)"
+    return text if factor >= 1 else f"{text} (slower)"
 
 
 def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
@@ -156,7 +163,8 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
         out.append(
             f"Prefill: median ± half the inter-quartile range over {timings[0]['repeats']} turns of a batch of "
             f"{timings[0]['batch']}, vision tower and selection inside; speed-up: median over turns against the "
-            "unpatched model run moments before."
+            "unpatched model run moments before, ± half its inter-quartile range. (unclear): it differs from 1 by no "
+            "more than its whole inter-quartile range, so these turns do not tell faster from slower."
         )
     if errors := sum(cell.get("errors", 0) for cell in cells.values()):
         out.append(f"**{errors} answers are missing because of errors** (see `results.jsonl`); they are not scored.")
