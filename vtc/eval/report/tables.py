@@ -1,13 +1,10 @@
-"""A run as tables: Markdown for a file, rich for a terminal. Numbers with their error, slow things called slow."""
+"""A run as tables in Markdown. Numbers with their error, slow things called slow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 HEAD = (
     *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
@@ -194,21 +191,3 @@ def grid(head: Sequence[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [[*head], align, *rows]
     )
-
-
-def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
-    """The main table for a terminal, a line between methods; retention and GFLOPs are left to the file, for width."""
-    from rich.table import Table
-
-    shown = [n for n, title in enumerate(HEAD) if title not in ("retention %", "GFLOPs")]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for n in shown:
-        table.add_column(HEAD[n], justify="left" if n == 0 else "right", no_wrap=n != 0, overflow="fold")
-    before = ""
-    for row in main_rows(summary, measured):
-        if before and row[0] != before:
-            table.add_section()
-        cells = [row[n] if n or row[0] != before else "" for n in shown]
-        table.add_row(*(f"[red]{cell}[/red]" if "slower" in cell else cell for cell in cells))
-        before = row[0]
-    return table
