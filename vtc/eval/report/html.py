@@ -108,7 +108,7 @@ def titled(title: str, head: Sequence[str], rows: list[list[str]]) -> list[str]:
 def beyond(run: Run) -> list[str]:
     """What an accuracy hides: agreement, calibration, the worst type and the gap between types."""
     parts = titled("Beyond accuracy: agreement, calibration, gaps", tables.BEYOND, tables.beyond_rows(run.summary))
-    caption = "Accuracy over confidence; on the dotted line a probability means what it says."
+    caption = "Accuracy over confidence, a panel a method; on the dotted line a probability means what it says."
     return [*parts, figure(run.folder / "reliability.png", caption)]
 
 

@@ -11,7 +11,7 @@ from vtc.errors import DataError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
-from vtc.eval.report import cost_table, export, html, overlays, plots, tables
+from vtc.eval.report import cost_table, export, html, overlays, plots, reliability, tables
 from vtc.files.atomic import write_atomic, write_json, write_text
 
 
@@ -54,8 +54,8 @@ def draw(results: Any, folder: Path) -> None:
         if plots.curves(results.summary, results.measured, axis):
             one = partial(plots.pareto, results.summary, results.measured, axis=axis)
             write_atomic(folder / axis.file, one)
-    if plots.calibrated(results.summary):
-        write_atomic(folder / "reliability.png", partial(plots.reliability, results.summary))
+    if reliability.calibrated(results.summary):
+        write_atomic(folder / "reliability.png", partial(reliability.draw, results.summary))
 
 
 def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:
