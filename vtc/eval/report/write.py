@@ -43,7 +43,7 @@ def title(summary: dict[str, Any]) -> str:
 def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[Cell], pictures: int) -> None:
     """What was kept of some pictures, a column a method."""
     for asked in distinct(usable(answerer, benchmark), pictures if columns else 0):
-        image = overlays.draw(answerer, asked, columns)
+        image = overlays.draw(answerer, asked, columns, benchmark.score)
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in asked.sample.id)[:80]
         write_atomic(folder / "overlays" / f"{name}.png", image.save)
 
