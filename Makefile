@@ -13,12 +13,14 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vtc needs Python 3.11 or newer; set PYTHON=python3.11")'
+	@echo "Set-up, once: PyTorch, transformers and what the tests need go into $(VENV): about 6 GB, about 3 minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 demo: setup
+	@echo "The demo: a dozen methods on the built-in testbed, about two minutes on a CPU; it goes on where it was stopped."
 	OMP_NUM_THREADS=2 $(BIN)/vtc demo --output runs/demo
 
 test: setup lint

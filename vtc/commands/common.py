@@ -146,11 +146,8 @@ def tell(results: Any) -> None:
     """The table, and where everything is."""
     from rich.console import Console
 
-    from vtc.eval.report import tables
+    from vtc.eval.report import terminal
 
-    wide = Console(width=None if sys.stdout.isatty() else 120)
-    wide.print(tables.terminal(results.summary, results.measured))
-    for note in tables.notes(results.summary, results.measured):
-        wide.print(note, style="dim", markup=False, highlight=False)
+    terminal.show(Console(), results.summary, results.measured)
     made = sorted(p.name for p in results.folder.iterdir() if not p.name.startswith("."))
     typer.echo(f"{results.folder}: {', '.join(made)}")

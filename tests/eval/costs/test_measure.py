@@ -61,6 +61,7 @@ def test_everything_that_is_measured(answerer, asked):
             assert min(part["iqr_ms"], part["ttft_iqr_ms"], part["decode_iqr"], part["selection_ms"]) >= 0
             if name == "unpatched":
                 assert part["speedup"] == part["ttft_speedup"] == part["decode_speedup"] == 1.0
+                assert part["speedup_iqr"] == part["ttft_speedup_iqr"] == part["decode_speedup_iqr"] == 0.0
     assert vtc.patch_of(answerer.model) is None
     assert set(everything(answerer, cells, asked, repeats=0, batch=2, turns=Turns())["grid@4"]) == {"cost"}
 
@@ -91,6 +92,16 @@ def test_a_generation_is_marked_at_each_token(answerer, asked):
     marks = timing.Marks(torch.device("cpu"))
     new = answerer.generate(answerer.inputs(asked), min_new_tokens=5, max_new_tokens=5, stopping_criteria=[marks])
     assert new.shape == (2, 5) and len(marks.times) == 5 and marks.times == sorted(marks.times)
+
+
+def test_the_spread_of_a_speed_up_is_that_of_its_turns():
+    """A machine that is slow for a turn makes milliseconds spread, and ratios not."""
+    turns = [{"prefill_ms": ms, "ttft_ms": 3.0, "decode_tokens_per_s": 5.0} for ms in (1.0, 2.0, 9.0)]
+    ratios = [timing.ratios({**turn, "prefill_ms": 2 * turn["prefill_ms"]}, turn) for turn in turns]
+    each = [turn | ratio for turn, ratio in zip(turns, ratios, strict=True)]
+    found = timing.figures({key: [e[key] for e in each] for key in each[0]})
+    assert found["iqr_ms"] == 4.0 and found["speedup"] == 2.0 and found["speedup_iqr"] == 0.0
+    assert found["ttft_speedup_iqr"] == found["decode_speedup_iqr"] == 0.0
 
 
 def test_spread():

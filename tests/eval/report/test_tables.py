@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
+from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from vtc.eval.report import overlays, plots, tables
+from vtc.eval.report import html, tables
 from vtc.eval.results.summary import summarise
 from vtc.files.atomic import write_json
 
@@ -50,8 +49,8 @@ ANSWERING = {"ttft_ms": 11.0, "ttft_iqr_ms": 1.0, "ttft_speedup": 1.0, "decode_t
 TIMING = ANSWERING | {"decode_speedup": 1.0, "repeats": 5, "batch": 1}
 REST = {"cost": {"forward_flops": 2e9}, "memory": {"peak_bytes": 2.5e6}, "energy": {"joules": "unavailable"}}
 MEASURED = {
-    "unpatched": REST | {"timing": TIMING | {"prefill_ms": 10.0, "iqr_ms": 1.0, "speedup": 1.0}},
-    "grid@0.25": REST | {"timing": TIMING | {"prefill_ms": 12.5, "iqr_ms": 0.5, "speedup": 0.8}},
+    "unpatched": REST | {"timing": TIMING | {"prefill_ms": 10.0, "iqr_ms": 1.0, "speedup": 1.0, "speedup_iqr": 0.0}},
+    "grid@0.25": REST | {"timing": TIMING | {"prefill_ms": 12.5, "iqr_ms": 0.5, "speedup": 0.8, "speedup_iqr": 0.1}},
 }
 
 
@@ -72,7 +71,7 @@ def test_figures(summary):
 def test_markdown(summary):
     page = tables.markdown(summary, MEASURED)
     assert "| unpatched | all | 88.9 ± 11.1 | - | 100.0 | 16.0 | 10.00 ± 0.50 | 1 | 2 MB | 4 |" in page
-    assert "| grid | 25 % | 62.5 ± 18.3 |" in page and "0.80x (slower)" in page and "500 kB" in page
+    assert "| grid | 25 % | 62.5 ± 18.3 |" in page and "0.80x ± 0.05 (slower)" in page and "500 kB" in page
     assert "| fastv | 25 % | least 5 | - | - | - | - | - | - | - |" in page
     assert "| method | budget | **one-hop** | color | **two-hop** | digit_beside |" in page
     assert "1 answers are missing" in page or "1 answer" in page
@@ -80,12 +79,37 @@ def test_markdown(summary):
     assert widths == {11, 7, 12}, "the figures, by type, beyond accuracy"
 
 
-def test_terminal(summary):
-    from rich.console import Console
+@pytest.mark.parametrize(
+    ("factor", "spread", "want"),
+    [
+        (1.08, 0.04, "1.08x ± 0.02"),
+        (1.08, 0.4, "1.08x ± 0.20 (unclear)"),
+        (0.92, 0.04, "0.92x ± 0.02 (slower)"),
+        (0.92, 0.4, "0.92x ± 0.20 (unclear)"),
+        (1.5, 0.5, "1.50x ± 0.25 (unclear)"),
+    ],
+)
+def test_a_speed_up_within_its_spread_is_unclear(factor, spread, want):
+    timing = {"speedup": factor, "speedup_iqr": spread, "repeats": 3}
+    assert tables.speed(timing) == want
+    assert tables.speed({f"ttft_{k}": v for k, v in timing.items()} | timing, "ttft_speedup") == want
+    assert tables.speed(timing | {"repeats": 1}) == f"{factor:.2f}x (one turn)", "one turn has no spread"
 
-    out = io.StringIO()
-    Console(file=out, width=120).print(tables.terminal(summary, MEASURED))
-    assert "0.80x (slower)" in out.getvalue() and "least 5" in out.getvalue()
+
+def test_speed_ups_of_a_run_that_kept_no_spread():
+    assert tables.speed({"speedup": 0.8, "repeats": 3}) == "0.80x (slower)"
+    assert tables.speed({"speedup": 1.2, "repeats": 3}) == "1.20x"
+
+
+def test_every_table_tells_what_is_unclear(summary):
+    grid = MEASURED["grid@0.25"]
+    noisy = MEASURED | {"grid@0.25": grid | {"timing": grid["timing"] | {"speedup_iqr": 0.3}}}
+    for measured, count in ((MEASURED, 1), (noisy, 2)):
+        page = tables.markdown(summary, measured)
+        assert page.count("(unclear)") == count, "once in the note below, once a cell"
+    assert "(unclear)" not in tables.markdown(summary, {})
+    run = html.Run("scenes", Path("nowhere"), summary, noisy)
+    assert "<td class=unclear>0.80x ± 0.15 (unclear)</td>" in html.page("report", [run])
 
 
 def test_nothing_measured_is_a_dash(summary):
@@ -107,32 +131,3 @@ def test_json_has_no_nan_and_equal_data_is_equal_bytes(tmp_path):
     write_json(tmp_path / "b.json", {"a": [1.0, math.inf], "b": math.nan})
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.0, None], "b": None}
-
-
-def test_pareto(summary, tmp_path):
-    pytest.importorskip("matplotlib")
-    for axis in plots.AXES:
-        plots.pareto(summary, MEASURED, tmp_path / axis.file, axis)
-        assert Image.open(tmp_path / axis.file).size[0] > 1000
-    assert plots.curves(summary, {}, plots.AXES[2]) == {}, "nothing measured, nothing drawn"
-    styles = plots.styles(["visionzip", "visionzip+share", "random:layer=1", "random"])
-    assert styles["visionzip"]["color"] == styles["visionzip+share"]["color"] != styles["random"]["color"]
-    assert styles["random:layer=1"]["color"] == styles["random"]["color"] == plots.GREYS[0]
-
-
-def test_overlay_dims_what_was_dropped_and_tints_what_was_merged():
-    grid = [(0, y, x) for y in range(2) for x in range(2)]
-    black = Image.new("RGB", (8, 8))
-    painted = overlays.paint(black, grid, [0, -1, 2, 2])
-    side = overlays.SIDE
-    kept, dropped, merged = (
-        painted.getpixel(at) for at in ((side // 4, side // 4), (3 * side // 4, side // 4), (side // 8, 7 * side // 8))
-    )
-    assert kept == (0, 0, 0) and min(dropped) > 150 and max(merged) > 60 and merged != kept
-    assert overlays.paint(black, [(-1, -1, -1)], [0]).size == (side, side)  # a family that knows no places
-
-
-def test_overlay_sheets_hold_any_number_of_columns():
-    panel = ("name", "answer", Image.new("RGB", (overlays.SIDE, 100)))
-    one, many = (overlays.sheet("question", [panel] * n) for n in (1, 2 * overlays.COLUMNS + 1))
-    assert many.width > one.width and many.height > 2 * one.height

@@ -90,6 +90,7 @@ def ratios(base: dict[str, float], took: dict[str, float]) -> dict[str, float]:
 def figures(values: Mapping[str, list[float]]) -> dict[str, float]:
     """Medians, and the spread of what was timed."""
     spreads = {"iqr_ms": "prefill_ms", "ttft_iqr_ms": "ttft_ms", "decode_iqr": "decode_tokens_per_s"}
+    spreads |= {f"{ratio}_iqr": ratio for ratio in ("speedup", "ttft_speedup", "decode_speedup")}
     return {key: median(each) for key, each in values.items()} | {k: spread(values[v]) for k, v in spreads.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vtc.eval.report.tables import bytes_text, grid, split
+from vtc.eval.report.tables import bytes_text, grid, speed, split
 
 HEAD = (
     *("method", "budget", "batch", "first token ms", "speed-up", "decode tokens/s", "speed-up"),
@@ -17,6 +17,7 @@ def rows(measured: dict[str, Any]) -> list[list[str]]:
     """A row a cell and timed batch size; a batch of one first. Medians ± half the inter-quartile range."""
     out = []
     for name, entry in measured.items():
+        base = split(name)[1] == "all"
         for timing in (entry[key] for key in ("timing_single", "timing") if key in entry):
             whole = timing is entry.get("timing")  # memory and energy are of this batch
             out.append(
@@ -24,9 +25,9 @@ def rows(measured: dict[str, Any]) -> list[list[str]]:
                     *split(name),
                     str(timing["batch"]),
                     f"{timing['ttft_ms']:.2f} ± {timing['ttft_iqr_ms'] / 2:.2f}",
-                    f"{timing['ttft_speedup']:.2f}x",
+                    "1" if base else speed(timing, "ttft_speedup"),
                     f"{timing['decode_tokens_per_s']:.1f} ± {timing['decode_iqr'] / 2:.1f}",
-                    f"{timing['decode_speedup']:.2f}x",
+                    "1" if base else speed(timing, "decode_speedup"),
                     either(entry["memory"]["peak_bytes"], bytes_text) if whole else "",
                     either(entry["energy"]["joules"], lambda v: f"{v:.3g}") if whole else "",
                     f"{entry['cost']['forward_flops'] / 1e9:.3g}",

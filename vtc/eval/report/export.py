@@ -13,7 +13,7 @@ from vtc.eval.report.tables import order_key, split
 BASELINES = ("random", "grid", "pool")
 FIGURES = ("accuracy", "stderr", "retention", "tokens", "questions", "errors", "kv_bytes", "flops")
 TIMES = (
-    *("prefill_ms", "iqr_ms", "speedup", "selection_ms", "ttft_ms", "ttft_speedup"),
+    *("prefill_ms", "iqr_ms", "speedup", "speedup_iqr", "selection_ms", "ttft_ms", "ttft_speedup"),
     *("decode_tokens_per_s", "decode_speedup", "batch", "repeats"),
 )
 

@@ -27,6 +27,7 @@ th:first-child, td:first-child { text-align: left }
 tr.first td { border-top: 1px solid var(--line) }
 td.best { background: var(--best) }
 td.bad { color: #a33 }
+td.unclear { color: var(--soft); font-style: italic }
 figure { margin: 1rem 0 } img { max-width: 100%; height: auto }
 dl { display: grid; grid-template-columns: max-content auto; gap: 0 1rem; font-size: .88rem } dd { margin: 0 }
 pre { background: #f6f6f6; padding: .7rem; overflow-x: auto; font-size: .85rem }
@@ -107,7 +108,7 @@ def titled(title: str, head: Sequence[str], rows: list[list[str]]) -> list[str]:
 def beyond(run: Run) -> list[str]:
     """What an accuracy hides: agreement, calibration, the worst type and the gap between types."""
     parts = titled("Beyond accuracy: agreement, calibration, gaps", tables.BEYOND, tables.beyond_rows(run.summary))
-    caption = "Accuracy over confidence; on the dotted line a probability means what it says."
+    caption = "Accuracy over confidence, a panel a method; on the dotted line a probability means what it says."
     return [*parts, figure(run.folder / "reliability.png", caption)]
 
 
@@ -145,13 +146,17 @@ def by_budget(summary: dict[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: list[list[str]]) -> str:
-    """Rows of texts; a line above each new method; what is slower than unpatched in red."""
+    """Rows of texts; a line above each new method; what is slower than unpatched in red, what is unclear in grey."""
     body, before = [], ""
     for row in rows:
-        cells = "".join(f"<td{' class=bad' if 'slower' in cell else ''}>{escape(cell)}</td>" for cell in row)
+        cells = "".join(f"<td{look(cell)}>{escape(cell)}</td>" for cell in row)
         body.append(f"<tr{' class=first' if row[0] != before else ''}>{cells}</tr>")
         before = row[0]
     return wrap("".join(f"<th>{escape(cell)}</th>" for cell in head), "".join(body))
+
+
+def look(cell: str) -> str:
+    return " class=bad" if "(slower)" in cell else " class=unclear" if "(unclear)" in cell else ""
 
 
 def wrap(head: str, body: str) -> str:

@@ -1,17 +1,16 @@
-"""Accuracy over what it costs (tokens, FLOPs, milliseconds) and over confidence, a line a method.
-
-matplotlib is imported only here."""
+"""Accuracy over what it costs (tokens, FLOPs, milliseconds), a line a method."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vtc.eval.cells import UNPATCHED
-from vtc.eval.report.tables import split
+from vtc.eval.cells import UNPATCHED, literal
+from vtc.tokens import Budget
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3294", "#8c510a", "#1b7837", "#b2182b")
 BASELINES = ("random", "grid", "pool")
@@ -23,40 +22,67 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+Read = Callable[[dict[str, Any], dict[str, Any]], float | None]  # (cell of the summary, its entry in measured)
+
+
 @dataclass(frozen=True)
 class Axis:
-    """What accuracy is drawn over: a file's name, a label, and the figure of a cell (None: not known)."""
+    """What accuracy is drawn over: a file's name, a label, the figure of a cell and its ± (None: not known)."""
 
     file: str
     label: str
-    read: Callable[[dict[str, Any], dict[str, Any]], float | None]  # (cell of the summary, its entry in measured)
+    read: Read
+    spread: Read = lambda _cell, _entry: None
 
 
 AXES = (
     Axis("pareto.png", "vision tokens a picture, averaged over decoder layers", lambda cell, _: cell["tokens"]),
     Axis("pareto_flops.png", "decoder prefill, GFLOPs a prompt", lambda cell, _: giga(cell.get("flops"))),
-    Axis("pareto_ms.png", "prefill, ms measured", lambda _, entry: entry.get("timing", {}).get("prefill_ms")),
+    Axis(
+        "pareto_ms.png",
+        "prefill, ms measured, ± half the inter-quartile range over turns",
+        lambda _, entry: entry.get("timing", {}).get("prefill_ms"),
+        lambda _, entry: half(entry.get("timing", {}).get("iqr_ms")),
+    ),
 )
+TOKENS = AXES[0]
 
 
 def giga(value: float | None) -> float | None:
     return None if value is None else value / 1e9
 
 
-def curves(
-    summary: dict[str, Any], measured: dict[str, Any], axis: Axis = AXES[0]
-) -> dict[str, list[tuple[float, float, float]]]:
-    """For each method its (cost, accuracy %, standard error %), from the fewest tokens to the most."""
-    out: dict[str, list[tuple[float, float, float]]] = {}
+def half(value: float | None) -> float | None:
+    return None if value is None else value / 2
+
+
+class Point(NamedTuple):
+    """A cell in the figure, and what its bars reach to each side and up and down; accuracies in percent."""
+
+    cost: float
+    accuracy: float
+    spread: float
+    stderr: float
+
+
+def curves(summary: dict[str, Any], measured: dict[str, Any], axis: Axis = TOKENS) -> dict[str, list[Point]]:
+    """For each method its points, from the fewest tokens to the most."""
+    out: dict[str, list[Point]] = {}
     cells = {name: cell for name in summary["order"] if (cell := summary["cells"][name]).get("questions")}
     for name, cell in sorted(cells.items(), key=lambda pair: pair[1]["tokens"]):
         if name != UNPATCHED:
-            cost = axis.read(cell, measured.get(name, {}))
-            if cost:
-                point = (cost, 100 * cell["accuracy"], 100 * (cell["stderr"] or 0))
-                out.setdefault(name.rpartition("@")[0], []).append(point)
+            if found := point(cell, measured.get(name, {}), axis):
+                out.setdefault(name.rpartition("@")[0], []).append(found)
     methods = dict.fromkeys(name.rpartition("@")[0] for name in cells)
     return {method: out[method] for method in methods if method in out}
+
+
+def point(cell: dict[str, Any], entry: dict[str, Any], axis: Axis) -> Point | None:
+    """Where a cell stands; None where it has no answers or its cost is not known."""
+    cost = axis.read(cell, entry) if cell.get("questions") else None
+    if not cost:
+        return None
+    return Point(cost, 100 * cell["accuracy"], axis.spread(cell, entry) or 0.0, 100 * (cell["stderr"] or 0.0))
 
 
 def styles(methods: list[str]) -> dict[str, dict[str, Any]]:
@@ -82,31 +108,31 @@ def family(method: str) -> str:
     return method.split("+")[0].split(":")[0]
 
 
-def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: Axis = AXES[0]) -> None:
+def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: Axis = TOKENS) -> None:
     """Draw the figure into ``path``; its suffix says the format."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     lines, base = curves(summary, measured, axis), summary["cells"][UNPATCHED]
     figure = Figure(figsize=(8.6, max(5.2, 0.4 + 0.21 * len(lines))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for method, style in styles(list(lines)).items():
-        x, y, error = zip(*lines[method], strict=True)
-        axes.errorbar(x, y, yerr=error, label=method, linewidth=1.7, markersize=4.5, elinewidth=0.7, **style)
+        errorbar(axes, lines[method], label=method, linewidth=1.7, markersize=4.5, **style)
+    whole = point(base, measured.get(UNPATCHED, {}), axis)
+    if whole:
+        errorbar(axes, [whole], color="black", marker="*", markersize=9)
     if base.get("questions"):
-        full, cost = 100 * base["accuracy"], axis.read(base, measured.get(UNPATCHED, {}))
-        axes.axhline(full, color="black", linewidth=1, linestyle=":")
-        note(axes, full, f"unpatched {full:.1f} %" + (f" at {cost:.3g}" if cost else ""), "black")
+        full = 100 * base["accuracy"]
+        words = f"unpatched: {full:.1f} %" + (f"\n(star, at {whole.cost:.3g})" if whole else "")
+        axes.axhline(full, color="black", linewidth=1, linestyle=":", label=words)
     if (low := 100 * summary["floor"]) > 0:
         axes.axhline(low, color="#999999", linewidth=0.8, linestyle=":")
-        note(axes, low, "floor", "#777777")
-    if costs := sorted({p[0] for points in lines.values() for p in points}):
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_locator(FixedLocator(apart(costs)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        place = axes.get_yaxis_transform()  # x of the axes, y of the data
+        axes.text(0.01, low, "floor", transform=place, fontsize=9, color="#777777", verticalalignment="bottom")
+    axes.set_xscale("log", base=2)
+    points = [p for line in [*lines.values(), [whole] if whole else []] for p in line]
+    label(axes, budgets(summary) if axis is TOKENS else round_values(points))
     axes.set(xlabel=f"{axis.label} (log scale)", ylabel="accuracy (%)")
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -115,68 +141,60 @@ def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: 
     figure.savefig(path)
 
 
-def note(axes: Any, height: float, text: str, color: str) -> None:
-    """A text on top of a horizontal line, at the left."""
-    place = {"xycoords": ("axes fraction", "data"), "xytext": (0, 4), "textcoords": "offset points"}
-    axes.annotate(text, (0.01, height), fontsize=9, color=color, **place)
+def errorbar(axes: Any, points: list[Point], **style: Any) -> None:
+    """Points joined by a line, with bars up and down and, where there is a spread, to the sides."""
+    cost, accuracy, spread, stderr = zip(*points, strict=True)
+    axes.errorbar(cost, accuracy, xerr=spread if any(spread) else None, yerr=stderr, elinewidth=0.7, **style)
 
 
-def apart(values: list[float], factor: float = 1.3) -> list[float]:
-    """The values that a log axis can label without overlap."""
-    out: list[float] = []
-    for value in values:
-        if not out or value >= factor * out[-1]:
-            out.append(value)
+def budgets(summary: dict[str, Any]) -> dict[float, str]:
+    """The budgets that were asked for, in tokens, and what to call each; shares need to know how many all are."""
+    full = summary["cells"][UNPATCHED].get("tokens")
+    out = {full: f"{full:.4g}"} if full else {}
+    for name in summary["order"]:
+        value = literal(name.rpartition("@")[2]) if name != UNPATCHED else None
+        if isinstance(value, int):
+            out[float(value)] = str(value)
+        elif isinstance(value, float) and full:
+            tokens = Budget(value).tokens(full)
+            out[tokens] = f"{tokens:.4g}\n{100 * value:.4g} %"
     return out
 
 
-def legend_by_height(axes: Any, lines: dict[str, list[tuple[float, float, float]]]) -> None:
-    """A legend beside the axes, best mean on top; methods that miss budgets which others reach come last."""
+def round_values(points: list[Point], count: int = 7) -> dict[float, str]:
+    """Some short numbers from the least cost to the most, as far apart as a log axis wants them."""
+    if not points:
+        return {}
+    low, high = min(max(p.cost - p.spread, p.cost / 2) for p in points), max(p.cost + p.spread for p in points)
+    digits = 2 if high > 1.5 * low else 3
+    texts = [f"{low * (high / low) ** (n / (count - 1)):.{digits}g}" for n in range(count)]
+    return {float(text): f"{float(text):g}" for text in texts}
+
+
+def label(axes: Any, places: dict[float, str]) -> None:
+    """Ticks at these places alone; a text that would touch the one before it is left out."""
+    from matplotlib.ticker import NullLocator
+
+    shown, last = [], -math.inf
+    for place in sorted(places):
+        clear = math.log(place) - last >= 0.045 * math.log(max(places) / min(places))
+        shown.append(places[place] if clear else "")
+        last = math.log(place) if clear else last
+    axes.set_xticks(sorted(places), shown)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def legend_by_height(axes: Any, lines: dict[str, list[Point]]) -> None:
+    """A legend beside the axes: the unpatched model, then the best mean on top; methods that miss budgets which others
+    reach come last."""
     handles, labels = axes.get_legend_handles_labels()
 
-    def rank(n: int) -> tuple[int, float]:
-        points = lines[labels[n]]
-        return -len(points), -sum(accuracy for _, accuracy, _ in points) / len(points)
+    def rank(n: int) -> tuple[float, float]:
+        points = lines.get(labels[n])
+        if points is None:  # no method
+            return -math.inf, 0.0
+        return -len(points), -sum(p.accuracy for p in points) / len(points)
 
     order = sorted(range(len(labels)), key=rank)
     place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5), "frameon": False}
     axes.legend([handles[n] for n in order], [labels[n] for n in order], fontsize=9, **place)
-
-
-def reliability(summary: dict[str, Any], path: Path) -> None:
-    """A panel a budget: accuracy over confidence, a line a method, the unpatched model in black. On the diagonal a
-    probability means what it says."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = calibrated(summary)
-    budgets = [budget for budget in panels if budget != "all"] or ["all"]
-    figure = Figure(figsize=(3.1 * len(budgets) + 1.8, 3.6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    look = styles(list(dict.fromkeys(method for budget in budgets for method in panels[budget])))
-    plain = {"color": "black", "linestyle": "-", "marker": "o"}
-    for n, budget in enumerate(budgets):
-        axes = figure.add_subplot(1, len(budgets), n + 1)
-        axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-        for method, bins in (panels.get("all", {}) | panels[budget]).items():
-            x, y = zip(*((b["confidence"], b["accuracy"]) for b in bins if b["count"]), strict=True)
-            style = plain if method == UNPATCHED else look[method]
-            axes.plot(x, y, label=method, linewidth=1.3, markersize=3.5, **style)
-        axes.set(
-            title=budget, xlabel="confidence", ylabel="" if n else "accuracy", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
-        )
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-    lines = {str(line.get_label()): line for axes in figure.axes for line in axes.lines[1:]}
-    figure.legend(list(lines.values()), list(lines), loc="outside right center", frameon=False, fontsize=8)
-    figure.savefig(path)
-
-
-def calibrated(summary: dict[str, Any]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """By budget in words, by method: the bins of confidence of the cells that have them."""
-    out: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for name in summary["order"]:
-        if found := summary["cells"][name].get("calibration"):
-            method, budget = split(name)
-            out.setdefault(budget, {})[method] = found["bins"]
-    return out

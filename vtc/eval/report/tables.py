@@ -1,13 +1,10 @@
-"""A run as tables: Markdown for a file, rich for a terminal. Numbers with their error, slow things called slow."""
+"""A run as tables in Markdown. Numbers with their error, slow things called slow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from typing import Any
 
 HEAD = (
     *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
@@ -57,10 +54,17 @@ def bytes_text(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def speed(timing: dict[str, Any]) -> str:
-    """The speed-up, or plainly that there is none."""
-    factor = timing["speedup"]
-    return f"{factor:.2f}x" if factor >= 1 else f"{factor:.2f}x (slower)"
+def speed(timing: dict[str, Any], key: str = "speedup") -> str:
+    """The speed-up ± half its inter-quartile range over the turns, and plainly that there is none, or none to tell."""
+    factor, spread = timing[key], timing.get(f"{key}_iqr")  # runs of before have no spread
+    text = f"{factor:.2f}x"
+    if timing["repeats"] < 2:
+        return f"{text} (one turn)"
+    if spread is not None:
+        text += f" ± {spread / 2:.2f}"
+        if spread >= abs(factor - 1):
+            return f"{text} (unclear)"
+    return text if factor >= 1 else f"{text} (slower)"
 
 
 def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[str]]:
@@ -156,7 +160,8 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
         out.append(
             f"Prefill: median ± half the inter-quartile range over {timings[0]['repeats']} turns of a batch of "
             f"{timings[0]['batch']}, vision tower and selection inside; speed-up: median over turns against the "
-            "unpatched model run moments before."
+            "unpatched model run moments before, ± half its inter-quartile range. (unclear): it differs from 1 by no "
+            "more than its whole inter-quartile range, so these turns do not tell faster from slower."
         )
     if errors := sum(cell.get("errors", 0) for cell in cells.values()):
         out.append(f"**{errors} answers are missing because of errors** (see `results.jsonl`); they are not scored.")
@@ -186,21 +191,3 @@ def grid(head: Sequence[str], rows: list[list[str]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [[*head], align, *rows]
     )
-
-
-def terminal(summary: dict[str, Any], measured: dict[str, Any]) -> Table:
-    """The main table for a terminal, a line between methods; retention and GFLOPs are left to the file, for width."""
-    from rich.table import Table
-
-    shown = [n for n, title in enumerate(HEAD) if title not in ("retention %", "GFLOPs")]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for n in shown:
-        table.add_column(HEAD[n], justify="left" if n == 0 else "right", no_wrap=n != 0, overflow="fold")
-    before = ""
-    for row in main_rows(summary, measured):
-        if before and row[0] != before:
-            table.add_section()
-        cells = [row[n] if n or row[0] != before else "" for n in shown]
-        table.add_row(*(f"[red]{cell}[/red]" if "slower" in cell else cell for cell in cells))
-        before = row[0]
-    return table

@@ -11,7 +11,7 @@ from vtc.errors import DataError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
-from vtc.eval.report import cost_table, export, html, overlays, plots, tables
+from vtc.eval.report import cost_table, export, html, overlays, plots, reliability, tables
 from vtc.files.atomic import write_atomic, write_json, write_text
 
 
@@ -43,7 +43,7 @@ def title(summary: dict[str, Any]) -> str:
 def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[Cell], pictures: int) -> None:
     """What was kept of some pictures, a column a method."""
     for asked in distinct(usable(answerer, benchmark), pictures if columns else 0):
-        image = overlays.draw(answerer, asked, columns)
+        image = overlays.draw(answerer, asked, columns, benchmark.score)
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in asked.sample.id)[:80]
         write_atomic(folder / "overlays" / f"{name}.png", image.save)
 
@@ -54,8 +54,8 @@ def draw(results: Any, folder: Path) -> None:
         if plots.curves(results.summary, results.measured, axis):
             one = partial(plots.pareto, results.summary, results.measured, axis=axis)
             write_atomic(folder / axis.file, one)
-    if plots.calibrated(results.summary):
-        write_atomic(folder / "reliability.png", partial(plots.reliability, results.summary))
+    if reliability.calibrated(results.summary):
+        write_atomic(folder / "reliability.png", partial(reliability.draw, results.summary))
 
 
 def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:

@@ -13,6 +13,14 @@ def standard_error(mean: float, mean_square: float, count: int) -> float:
     return math.sqrt(max(mean_square - mean * mean, 0.0) / (count - 1))
 
 
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share of ``count`` answers (Wilson 1927): inside [0, 1], and of some width also where all
+    are right or wrong. For scores between 0 and 1 it is wider than it need be."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
+
+
 def retention(accuracy: float, full: float, floor: float) -> float:
     """What is left of what the picture teaches: (accuracy - floor) / (full - floor); NaN when it teaches nothing."""
     return (accuracy - floor) / (full - floor) if full > floor else math.nan
