@@ -8,11 +8,8 @@ factors learn as factors; integers stay what they are. Options, files and going 
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from finetune import parser, start
+from vtc.training.command_line import parser, start
 
 if __name__ == "__main__":
     given = parser(__doc__, {"train": "all", "distill": 1.0, "weight": 1.0}).parse_args()

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from vtc.eval.scenes.train.architectures.llava import Llava
 from vtc.eval.scenes.train.export import export, tokenizer
 from vtc.eval.scenes.train.model import WIDTH, autocast, parameter_count

@@ -8,11 +8,8 @@ python scripts/train_scenes.py --after-layer 2                         # the pri
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 def arguments() -> argparse.Namespace:

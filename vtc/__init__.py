@@ -5,9 +5,9 @@ Nothing heavy is imported and nothing happens at import: each name is loaded on 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from vtc.registry import handed_on
 from vtc.version import __version__ as __version__
 
 _WHERE = {
@@ -27,7 +27,7 @@ _WHERE = {
     "VisionTokens": "tokens",
     "Reduction": "tokens",
 }
-_MODULES = ("methods", "errors", "weights")
+_MODULES = {name: name for name in ("methods", "errors", "weights")}
 
 if TYPE_CHECKING:
     from vtc import errors as errors
@@ -49,14 +49,4 @@ if TYPE_CHECKING:
     from vtc.tokens import VisionTokens as VisionTokens
     from vtc.weights.pipeline import compress as compress
 
-
-def __getattr__(name: str):
-    if name in _WHERE:
-        return getattr(importlib.import_module(f"vtc.{_WHERE[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"vtc.{name}")
-    raise AttributeError(f"module 'vtc' has no attribute {name!r}; it has {', '.join([*_WHERE, *_MODULES])}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE, *_MODULES])
+__getattr__, __dir__ = handed_on(__name__, _WHERE, _MODULES)

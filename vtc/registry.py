@@ -7,11 +7,25 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from vtc.errors import UnknownName
 
 T = TypeVar("T")
+
+
+def handed_on(package: str, names: dict[str, str], modules: dict[str, str]) -> tuple[Callable, Callable]:
+    """``__getattr__`` and ``__dir__`` of a package's face: ``names`` (name -> module that defines it) and ``modules``
+    (name -> module), relative to ``package``, are imported on first use."""
+
+    def __getattr__(name: str) -> Any:
+        if name in names:
+            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+        if name in modules:
+            return importlib.import_module(f"{package}.{modules[name]}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join([*names, *modules])}")
+
+    return __getattr__, lambda: sorted([*names, *modules])
 
 
 class Registry(Generic[T]):

@@ -34,7 +34,7 @@ def open_prefill(
     _check_known(p, runs)
     p.opened = True
     p.layout = layout = build_layout(family, known, p.ids, p.padding, p.input_ids, states.device)
-    totals = [n + m for n, m in zip(layout.count, layout.newlines, strict=True)]
+    totals = p.full
     p.remaining = Remaining(
         row=layout.row,
         valid=layout.valid,
@@ -122,7 +122,8 @@ def make_cut(
     remaining = p.remaining
     keep, newline_keep = split_newlines(totals, remaining.count, remaining.newlines)
     if keep == remaining.count and newline_keep == remaining.newlines:
-        reduction = Reduction.keep(every_token(tokens), tokens)
+        every = torch.arange(tokens.row.shape[1], device=tokens.row.device).expand_as(tokens.row)
+        reduction = Reduction.keep(every.masked_fill(~tokens.valid, -1), tokens)
     else:
         reduction = method.reduce(stage, tokens, signals, keep)
         if method.share and stage == 0:
@@ -250,12 +251,6 @@ def listed(count: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
     picture = torch.arange(len(count)).repeat_interleave(torch.tensor(count))
     slot = torch.cat([torch.arange(n) for n in count])
     return picture.to(device, non_blocking=True), slot.to(device, non_blocking=True)
-
-
-def every_token(tokens: VisionTokens) -> Tensor:
-    """``[I, N]``: all token indices, -1 in padding."""
-    index = torch.arange(tokens.row.shape[1], device=tokens.row.device).expand_as(tokens.row)
-    return index.masked_fill(~tokens.valid, -1)
 
 
 def split_newlines(keep: list[int], count: list[int], newlines: list[int]) -> tuple[list[int], list[int]]:

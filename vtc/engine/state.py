@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.budget.layer_budget import LayerBudget
 from vtc.engine.placeholders import Layout
 from vtc.engine.stopwatch import Stopwatch
 from vtc.signals.base import Signal
@@ -66,16 +67,6 @@ class LayerPlan:
 
 
 @dataclass
-class LayerBudget:
-    """Keys (or rows that run) that each picture of a forward may still spend, and what the layers so far needed."""
-
-    left: list[int]
-    needs: list[list[float]] = field(default_factory=list)  # by layer and picture
-    spent: dict[int, list[int]] = field(default_factory=dict)  # layer -> keys kept of each picture
-    weights: list[float] = field(default_factory=list)  # of each layer's even share
-
-
-@dataclass
 class Prefill:
     """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
     bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
@@ -110,6 +101,11 @@ class Prefill:
     restored: tuple[Tensor, Tensor] | None = None  # (full, short) states as they left the last restoring layer
     rows_by_layer: dict[int, int] = field(default_factory=dict)
     past_by_layer: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def full(self) -> list[int]:
+        """Tokens of each picture, newlines included."""
+        return [n + m for n, m in zip(self.layout.count, self.layout.newlines, strict=True)]
 
     @property
     def last_cut(self) -> Cut | None:

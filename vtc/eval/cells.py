@@ -128,13 +128,11 @@ def parse_budgets(text: str) -> list[int | float]:
 
 def parse_budget(text: str) -> int | float:
     try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text) if not is_whole(text) else int(text)
+        value = (
+            float(text[:-1]) / 100 if text.endswith("%") else int(text) if text.lstrip("+-").isdigit() else float(text)
+        )
     except ValueError:
         raise BudgetError(
             f"budget {text!r} is not a number; give tokens like 64, or a share like 0.25 or 25%"
         ) from None
     return Budget(value).value
-
-
-def is_whole(text: str) -> bool:
-    return text.lstrip("+-").isdigit()

@@ -8,9 +8,9 @@ checkpoints.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from vtc.registry import handed_on
 from vtc.weights.formats.hf import register_with_transformers
 
 if TYPE_CHECKING:
@@ -41,15 +41,4 @@ _MODULES = {
 }
 
 register_with_transformers()  # transformers finds third-party formats no other way
-
-
-def __getattr__(name: str):
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"vtc.weights.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"vtc.weights.{_MODULES[name]}")
-    raise AttributeError(f"module 'vtc.weights' has no attribute {name!r}; it has {', '.join([*_NAMES, *_MODULES])}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_NAMES, *_MODULES])
+__getattr__, __dir__ = handed_on(__name__, _NAMES, _MODULES)

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtc.budget.schedule import allot, keys_to_spend
+from vtc.budget.layer_budget import LayerBudget
 from vtc.engine.attention.gates import Gates
 from vtc.engine.attention.masks import LazyMask, ReducingMask
 from vtc.engine.capture.view import StageView
 from vtc.engine.kv_cache import RowCacheLayer
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut, merge_rows
-from vtc.engine.state import Cut, LayerBudget, LayerPlan, Prefill
+from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.errors import UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
@@ -151,18 +151,9 @@ class KeyReducer:
 
     def _spend(self, p: Prefill, index: int, needs: list[float]) -> list[int]:
         """Keys each picture keeps in layer ``index``."""
-        full = [n + m for n, m in zip(p.layout.count, p.layout.newlines, strict=True)]
         if index == self.first:
-            left = [keys_to_spend(n, self.budget, self.first, self.depth) for n in full]
-            p.layer_budget = LayerBudget(left, weights=self.method.weights(self.depth - self.first))
-        layer_budget = p.layer_budget
-        layer_budget.needs.append(needs)
-        usual = [sum(row) / len(row) for row in zip(*layer_budget.needs, strict=True)]
-        weights = layer_budget.weights[index - self.first :]
-        spent = [allot(left, weights, *each) for left, *each in zip(layer_budget.left, full, needs, usual, strict=True)]
-        layer_budget.left = [left - n for left, n in zip(layer_budget.left, spent, strict=True)]
-        layer_budget.spent[index] = spent
-        return spent
+            p.layer_budget = LayerBudget.of(p.full, self.budget, index, self.method.weights(self.depth - index))
+        return p.layer_budget.spend(index, needs)
 
 
 def _valid(columns: Columns) -> Tensor:

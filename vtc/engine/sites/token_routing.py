@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vtc.budget.schedule import allot, keys_to_spend
+from vtc.budget.layer_budget import LayerBudget
 from vtc.engine.attention.gates import Gates
 from vtc.engine.attention.masks import ReducingMask
 from vtc.engine.kv_cache import RowCacheLayer
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut
-from vtc.engine.state import Cut, LayerBudget, Prefill
+from vtc.engine.state import Cut, Prefill
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 from vtc.tokens import Budget, VisionTokens
@@ -36,15 +36,9 @@ class Router:
 
     def _spend(self, p: Prefill, index: int) -> list[int]:
         """Tokens of each picture that run in layer ``index``."""
-        full = [n + m for n, m in zip(p.layout.count, p.layout.newlines, strict=True)]
         if index == self.first:
-            left = [keys_to_spend(n, self.budget, self.first, self.depth) for n in full]
-            p.layer_budget = LayerBudget(left, weights=self.method.weights(self.depth - self.first))
-        weights = p.layer_budget.weights[index - self.first :]
-        spent = [allot(left, weights, n, 1.0, 1.0) for left, n in zip(p.layer_budget.left, full, strict=True)]
-        p.layer_budget.left = [left - n for left, n in zip(p.layer_budget.left, spent, strict=True)]
-        p.layer_budget.spent[index] = spent
-        return spent
+            p.layer_budget = LayerBudget.of(p.full, self.budget, index, self.method.weights(self.depth - index))
+        return p.layer_budget.spend(index)
 
     def gate(self, p: Prefill, cut: Cut, index: int) -> Tensor:
         """``[B, K]``, differentiable: how much the rows of ``cut`` are meant to run in layer ``index``, 0 for text."""

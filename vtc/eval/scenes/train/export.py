@@ -1,8 +1,6 @@
 """The trained model as a plain folder that transformers loads: fp16 weights, processor, tokenizer."""
 
 import copy
-import os
-import shutil
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -11,6 +9,7 @@ from transformers.utils import logging
 
 from vtc.eval.scenes.train.model import Architecture
 from vtc.eval.scenes.vocabulary import BOS, EOS, IDS, PAD
+from vtc.files.folders import replacing
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}USER: "
@@ -39,20 +38,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def export(kind: Architecture, model: PreTrainedModel, out: Path) -> None:
-    """Writes the folder beside the old one, then takes its place."""
+    """Writes the folder, which appears whole."""
     logging.disable_progress_bar()
-    fresh, old = out.with_name(out.name + ".new"), out.with_name(out.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
     half = copy.deepcopy(model)
     half.half()
     settings = half.generation_config
     settings.eos_token_id, settings.pad_token_id, settings.bos_token_id = EOS, PAD, BOS
-    half.save_pretrained(fresh)
-    kind.processor(tokenizer()).save_pretrained(fresh)
-    for file in fresh.iterdir():
-        file.chmod(0o644)
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(fresh, out)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(out) as fresh:
+        half.save_pretrained(fresh)
+        kind.processor(tokenizer()).save_pretrained(fresh)
+        for file in fresh.iterdir():
+            file.chmod(0o644)

@@ -1,6 +1,5 @@
 """Optimisers, the schedule on a wall-clock budget, and files that are replaced at once."""
 
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from vtc.files.atomic import write_atomic
 
 RATE = 2e-3
 
@@ -66,7 +67,5 @@ def rate_factor(step: int, fraction: float, hold: float) -> float:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a file beside the old one, then takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    """Writes a file that is whole or absent."""
+    write_atomic(path, lambda temporary: torch.save(state, temporary))
