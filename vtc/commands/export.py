@@ -26,7 +26,7 @@ def export(
 
     Example:
 
-    vtc export --data questions.jsonl --output $LMUData/mine_openended.tsv
+        vtc export --data questions.jsonl --output $LMUData/mine_openended.tsv
     """
     if output.suffix != ".tsv":
         raise VTCError(f"output {output} does not end in .tsv, and VLMEvalKit looks for NAME.tsv; name it so")
