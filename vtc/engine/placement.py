@@ -41,7 +41,13 @@ def hooked(method: Method, at: list[int]) -> set[int]:
 
 
 def check_hooks(method: Method, at: list[int]) -> None:
-    """A stage at the decoder's input has no layer before it whose attention could be seen."""
+    """A stage at the decoder's input has no layer before it whose attention could be seen, and where tokens skip
+    layers, some of them did not run in the layer before."""
+    if method.skips_layers and min(hooked(method, at), default=at[0]) < at[0]:
+        raise ValueError(
+            f"{method.name} looks at the layer before its own, and its tokens skip layers, so some would not be seen "
+            'there; use a signal of the layer that comes, such as TextAttention(of="next")'
+        )
     if min(hooked(method, at), default=0) < 0:
         raise ValueError(
             f"{method.name} looks at the layer before its stage, and a stage stands before layer 0; give it layer 1 or "

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vtc.kernels.gather import gather_rows
 from vtc.signals import register
-from vtc.signals.base import Signal, View
+from vtc.signals.base import Signal, View, on_tokens
 
 
 @register("token_states")
 @dataclass(frozen=True)
 class TokenStates(Signal):
     """``[I, N, D]``: the tokens' own hidden states as they enter the layer before which they are cut, or whose keys are
-    reduced."""
+    reduced; 0 in padding."""
 
     def words(self) -> str:
         return "states (own layer)"
 
     def read(self, view: View) -> Tensor:
-        return gather_rows(view.states[view.tokens.prompt], view.position)
+        return on_tokens(view.states, view)
