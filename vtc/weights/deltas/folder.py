@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from vtc.errors import CheckpointError, VTCError
 from vtc.files.atomic import write_json
 from vtc.files.digest import versions, weights_sha256
+from vtc.files.folders import replacing
 from vtc.weights.codec.terms import read_term
 from vtc.weights.deltas.delta import Change, Delta, key_of
 
@@ -30,13 +30,8 @@ def save(delta: Delta, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists; give another folder or remove it")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with replacing(folder) as temporary:
         save_file({name: t.contiguous() for name, t in delta.tensors().items()}, temporary / TENSORS)
-        with (temporary / TENSORS).open("rb") as stream:
-            os.fsync(stream.fileno())
         config = {
             "schema_version": SCHEMA,
             "base": delta.base,
@@ -48,9 +43,6 @@ def save(delta: Delta, folder: str | os.PathLike) -> Path:
             "versions": versions(),
         }
         write_json(temporary / CONFIG, {**config, "sha256": _digest(config)})
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
