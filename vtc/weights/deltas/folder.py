@@ -17,6 +17,7 @@ from torch import Tensor
 from vtc.errors import CheckpointError, VTCError
 from vtc.files.atomic import write_json
 from vtc.files.digest import versions, weights_sha256
+from vtc.files.sync import sync
 from vtc.weights.codec.terms import read_term
 from vtc.weights.deltas.delta import Change, Delta, key_of
 
@@ -35,8 +36,7 @@ def save(delta: Delta, folder: str | os.PathLike) -> Path:
     temporary.mkdir(parents=True)
     try:
         save_file({name: t.contiguous() for name, t in delta.tensors().items()}, temporary / TENSORS)
-        with (temporary / TENSORS).open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(temporary / TENSORS)
         config = {
             "schema_version": SCHEMA,
             "base": delta.base,
@@ -48,6 +48,8 @@ def save(delta: Delta, folder: str | os.PathLike) -> Path:
             "versions": versions(),
         }
         write_json(temporary / CONFIG, {**config, "sha256": _digest(config)})
+        if folder.is_dir():
+            folder.rmdir()  # it is empty, and Windows renames no folder onto another
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
