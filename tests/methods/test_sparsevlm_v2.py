@@ -18,7 +18,7 @@ def test_equals_the_authors(given, want, params, dtype):
     raters = raters_of(given, params, dtype)
     assert_same("raters", raters, want["raters"])
     width = params["head_dim"]
-    pull = gravity(int(text[-1]) + 1, width, vision.device).to(dtype)[text[raters][:, None] - vision]
+    pull = gravity(torch.arange(int(text[-1]) + 1), width, dtype)[text[raters][:, None] - vision]
     assert pull.min() > 0.1, "no pair of rows is far enough for the bound"
     by_head = (given["text_rows"].to(dtype)[:, raters] / pull).mean(1).T[None]
     tokens = plain(given["hidden"][None, vision].to(dtype))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vtc.errors import CheckpointError
+from vtc.files.sync import sync, sync_all
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
 
@@ -31,7 +32,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        sync(temporary)
+        sync_all(temporary)
         publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # now it holds the old one, or what failed
@@ -47,18 +48,18 @@ def publish(temporary: Path, folder: Path) -> None:
         folder.rename(aside(folder))
         temporary.rename(folder)
         shutil.rmtree(aside(folder))
-    sync_one(folder.parent)
+    sync(folder.parent)
 
 
 def exchange(one: Path, other: Path) -> bool:
     """Let two folders change places in one step. False where the system cannot."""
     if not sys.platform.startswith("linux"):
         return False
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    return (
-        rename is not None
-        and rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)) == 0
-    )
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # an old C library, or none that can be asked
+        return False
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), ctypes.c_uint(RENAME_EXCHANGE)) == 0
 
 
 def recover(folder: Path) -> None:
@@ -69,20 +70,6 @@ def recover(folder: Path) -> None:
 
 def aside(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.old"
-
-
-def sync(folder: Path) -> None:
-    """Wait until the disk has every file and folder in ``folder``."""
-    for path in [*folder.rglob("*"), folder]:
-        sync_one(path)
-
-
-def sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_replaceable(folder: Path, mark: str) -> None:

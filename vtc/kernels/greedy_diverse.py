@@ -10,12 +10,14 @@ Coverage counts cosines in whole 2^-30ths, so that its sums are exact whatever t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.kernels.dispatch import device_of, use_triton
+from vtc.kernels.float64 import in_float64
 from vtc.kernels.match import BLOCK, match, unit
 
 KINDS = ("maxmin", "dpp", "coverage")
@@ -50,7 +52,9 @@ def _greedy(x: Tensor, allowed: Tensor, quality: Tensor | None, keep: int, kind:
     if kind == "maxmin":
         return _maxmin(direction, allowed, sound, keep, fused)
     direction, rank = _columns(direction.where(sound[..., None], 0)), rank.where(sound & allowed, 0)
-    return (_dpp if kind == "dpp" else _coverage)(direction, allowed, sound, rank, keep, fused)
+    if kind == "dpp":
+        return _dpp(direction, allowed, sound, rank, keep, fused)
+    return in_float64(partial(_coverage, keep=keep, fused=fused), direction, allowed, sound, rank)
 
 
 @_greedy.register_fake

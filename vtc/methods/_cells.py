@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vtc.errors import UnsupportedModel
+from vtc.kernels.float64 import in_float64
 from vtc.tokens import VisionTokens
 
 
@@ -17,14 +20,18 @@ def leaders(name: str, tokens: VisionTokens, keep: list[int]) -> Tensor:
     need_grid(name, tokens)
     cell, spare = cells(tokens, keep), max(keep)
     owner = cell.where(tokens.valid, spare)
-    place = torch.cat([tokens.grid, torch.ones_like(tokens.grid[..., :1])], dim=2).double()
-    owners = owner[..., None].expand(-1, -1, 4)
-    total = place.new_zeros(len(keep), spare + 1, 4).scatter_add_(1, owners, place).gather(1, owners)
-    distance = (place - total / total[..., 3:]).square().sum(2)
-    order = distance.argsort(dim=1, stable=True)
+    order = in_float64(partial(from_centre, cells=spare + 1), tokens.grid, owner)
     order = order.gather(1, owner.gather(1, order).argsort(dim=1, stable=True))  # by cell, then by distance
     first = torch.searchsorted(owner.gather(1, order), owner)  # where the token's cell begins in that order
     return order.gather(1, first).where(tokens.valid, -1)
+
+
+def from_centre(grid: Tensor, owner: Tensor, cells: int) -> Tensor:
+    """``[I, N]``: the tokens by their distance from the mean place of those with the same ``owner [I, N]``."""
+    place = torch.cat([grid, torch.ones_like(grid[..., :1])], dim=2).double()
+    owners = owner[..., None].expand(-1, -1, 4)
+    total = place.new_zeros(len(owner), cells, 4).scatter_add_(1, owners, place).gather(1, owners)
+    return (place - total / total[..., 3:]).square().sum(2).argsort(dim=1, stable=True)
 
 
 def need_grid(name: str, tokens: VisionTokens) -> None:
@@ -65,7 +72,7 @@ def cells(tokens: VisionTokens, keep: list[int]) -> Tensor:
     width = width.masked_fill(n % width > 0, 1)
     height = n // width
 
-    bands = (k * height / width).double().sqrt().round().long()
+    bands = (k * height / width).sqrt().round().long()
     bands = bands.clamp(min=1).maximum((k + width - 1) // width).minimum(torch.minimum(height, k.clamp(min=1)))
     band = rank // width * bands // height
     first, after = band * k // bands, (band + 1) * k // bands

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vtc.kernels.float64 import in_float64
+
 BLOCK = 1 << 20  # distances held at a time (8 MiB while they are float64); more where groups are ragged
 EQUAL = 1e-12  # of two squared lengths: a squared distance below is rounding
 NEAREST = 8  # the most neighbours a density has, if no more are asked for
@@ -69,7 +71,7 @@ def pairs(x: Tensor, group: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Te
             rows, columns = row[:, start : start + step], column[:, i:j]
             a, b = (x.gather(1, index[..., None].expand(-1, -1, x.shape[2])) for index in (rows, columns))
             strangers = own[:, start : start + step, None] != theirs[:, None, i:j]
-            yield rows, columns, distances(a, b).masked_fill_(strangers, torch.inf)
+            yield rows, columns, in_float64(distances, a, b).masked_fill_(strangers, torch.inf)
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
 from vtc.tokens import VisionTokens, top
+
+
+def portion(count: Tensor, share: float) -> Tensor:
+    """``share`` of whole numbers, rounded down. The share is the fraction it was written as (0.29 of 100 is 29, and not
+    28 as in floats), so that nothing rounds, on any device."""
+    exact = Fraction(share).limit_denominator(10**6)
+    return count * exact.numerator // exact.denominator
 
 
 def first(wanted: Tensor, score: Tensor, tokens: VisionTokens) -> Tensor:

@@ -48,4 +48,4 @@ class DyCoke(Method):
         steps = torch.where(frame % 2 == 1, 1, torch.where(third, 2, 4))
         rank, _ = ranked(-cosine(tokens.features, earlier(tokens, steps, sound)), frame.where(sound, -1))
         turn = (frame > 0).long() + pruned  # the first frame, whole ones, pruned ones
-        return Reduction.top(-(turn * frame.shape[1] + rank).double().where(sound, torch.nan), keep, tokens)
+        return Reduction.top(-(turn * frame.shape[1] + rank).float().where(sound, torch.nan), keep, tokens)

@@ -12,6 +12,7 @@ from vtc.kernels.match import unit
 from vtc.methods import register
 from vtc.methods._density import closest, peaks
 from vtc.methods._frames import check_options, comparable, group_mean, group_size, ranked, runs
+from vtc.methods._ranks import portion
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 from vtc.signals.tower_attention import TowerAttention
@@ -111,7 +112,7 @@ class FastVID(Method):
         wanted = torch.tensor(keep, device=count.device)[:, None]
         total = count.sum(dim=1, keepdim=True).clamp(min=1)
         budget = (wanted * count // total).minimum(count)
-        salient = budget - (budget.double() * self.context).long()
+        salient = budget - portion(budget, self.context)
         spare = (wanted - salient.sum(dim=1, keepdim=True)).clamp(min=0)
         until = torch.nn.functional.pad(spare * count.cumsum(dim=1) // total, (1, 0))
         quota = until.gather(1, end + 1) - until.gather(1, start)

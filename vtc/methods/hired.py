@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.budget.spend import EQUAL
 from vtc.methods import register, registry
 from vtc.methods._cells import need_grid
-from vtc.methods._ranks import first, ranks_within
+from vtc.methods._ranks import first, portion, ranks_within
 from vtc.methods._tiles import reduce_tiles
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
@@ -121,10 +121,10 @@ def quotas(early: Tensor, tile: Tensor, tokens: VisionTokens, keep: list[int], a
     own = size[:, :1]  # of the whole picture
     in_whole = tokens.valid & (tile == 0)
     wanted, count = torch.tensor([keep, tokens.count], device=tile.device)[..., None]
-    full = (wanted.double() * alpha).long().minimum(own)
+    full = portion(wanted, alpha).minimum(own)
     rest = (wanted - full).minimum(count - own)
 
-    marked = ranks_within((~in_whole).long(), early, tokens) < (own.double() * (1 - alpha)).long()
+    marked = ranks_within((~in_whole).long(), early, tokens) < portion(own, 1 - alpha)
     run = (in_whole.cumsum(1) - 1) * (tile.amax(1, keepdim=True)) // own.clamp(min=1)
     marks = torch.zeros_like(size).scatter_add_(1, run.clamp(0, many - 1), (marked & in_whole).long())
     share = marks.float() / marks.sum(1, keepdim=True).clamp(min=1)

@@ -69,7 +69,7 @@ class HoliTom(Method):
         leader = leader.where((part >= 0) & still, index.where(kept, -1))
 
         joined = group_size(leader.where(leader != index, -1), len(index))  # other heads of each peak
-        here = joined.gather(1, leader.clamp(min=0)).double()
+        here = joined.gather(1, leader.clamp(min=0)).to(torch.promote_types(tokens.features.dtype, torch.float32))
         own = torch.where(leader == index, self.own, (1 - self.own) / here).masked_fill(here == 0, 1.0)
         weight = own / group_size(head, len(index)).clamp(min=1)  # of each token of a head
         owner = head.clamp(min=0)

@@ -13,6 +13,7 @@ from vtc.kernels.merge import merge
 from vtc.methods import register
 from vtc.methods._frames import check_options, comparable, earlier, group_mean, group_size, ranked, runs
 from vtc.methods._parts import cluster, spend, split
+from vtc.methods._ranks import portion
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
@@ -73,7 +74,7 @@ class PruneVid(Method):
         looks = group_mean(tokens.features, frame, frames)
         there = group_size(frame, frames) > 0
         number = there.sum(dim=1, keepdim=True)
-        wanted = (number.double() * self.scenes).long().clamp(min=1)
+        wanted = portion(number, self.scenes).clamp(min=1)
         label = refined(cluster(looks, there.long() - 1, wanted, NEIGHBOURS))
         begin, end = (edge.gather(1, frame.clamp(min=0)) for edge in runs(changes(label) | ~there))
 

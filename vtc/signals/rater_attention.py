@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vtc.kernels.float64 import in_float64
 from vtc.kernels.gather import gather_rows
 from vtc.kernels.received_attention import BLOCK, received_attention
 from vtc.signals import register
@@ -58,7 +60,10 @@ class RaterAttention(Signal):
         raters = call.at_input.to(call.q.device)
         place = torch.searchsorted(call.rows.contiguous(), raters).clamp(max=n - 1).where(raters >= 0, -1)
         wide = torch.float64 if call.q.dtype == torch.float64 else torch.float32
-        pull = gravity(call.length, call.q.shape[3], call.q.device).to(wide) if self.gravity else None
+        pull = None
+        if self.gravity:
+            apart = torch.arange(call.length, device=call.q.device)
+            pull = in_float64(partial(gravity, width=call.q.shape[3], dtype=wide), apart)
         share = (raters >= 0).sum(dim=1)[:, None, None].to(wide).reciprocal()
         received = torch.zeros((), device=call.q.device)
         step = max(1, BLOCK // (batch * keys))
@@ -87,9 +92,8 @@ def choose_raters(states: Tensor, vision: Tensor, text: Tensor, behind: Tensor) 
     return text.where(above.where(above.any(dim=1, keepdim=True), behind), -1)
 
 
-def gravity(length: int, width: int, device: torch.device) -> Tensor:
-    """``[length]``: the cosine that rotary positions alone (base 10000, heads of ``width``) give two rows 0, 1, 2, ...
+def gravity(distance: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """``[n]``: the cosine that rotary positions alone (base 10000, heads of ``width``) give two rows ``distance [n]``
     apart: the mean over the frequencies f of cos(distance f), at least ``LEAST``."""
-    frequency = 10000 ** (-torch.arange(0, width, 2, device=device, dtype=torch.float64) / width)
-    distance = torch.arange(length, device=device)[:, None]
-    return (distance * frequency).cos().mean(dim=1).clamp(min=LEAST)
+    frequency = 10000 ** (-torch.arange(0, width, 2, device=distance.device, dtype=torch.float64) / width)
+    return (distance[:, None] * frequency).cos().mean(dim=1).clamp(min=LEAST).to(dtype)

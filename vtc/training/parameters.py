@@ -112,7 +112,8 @@ def sensitivities(model: nn.Module, batches: Iterable[dict[str, Any]]) -> list[f
             scores, gold = at_labels(model(**batch, use_cache=False).logits, labels)
             (answer_loss(scores, gold) / max(1, len(gold))).backward()
             for layer, parameters in enumerate(wanted):
-                squares = sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)
+                grads = [p.grad for p in parameters if p.grad is not None]
+                squares = sum(float(grad.float().norm()) ** 2 for grad in grads)
                 total[layer] += squares / sum(p.numel() for p in parameters)
             model.zero_grad(set_to_none=True)
     finally:

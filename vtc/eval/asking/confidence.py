@@ -28,5 +28,6 @@ class Chosen(LogitsProcessor):
         """Of each answer in ``new`` ``[B, n]``: the product over its tokens, end-of-text included where given."""
         ends = torch.isin(new, torch.tensor([] if eos is None else eos, dtype=new.dtype, device=new.device))
         said = ends.cumsum(1) - ends.long() == 0  # up to the first end; what follows is padding
-        total = torch.stack(self.steps, 1).double().masked_fill(~said, 0.0).sum(1)
+        steps = torch.stack(self.steps, 1).cpu().double()  # MPS has no float64
+        total = steps.masked_fill(~said.cpu(), 0.0).sum(1)
         return [round(p, DIGITS) for p in total.exp().tolist()]

@@ -63,7 +63,7 @@ def readable(device: torch.device) -> bool:
     """Whether ``resident_peak`` works here: a CPU, Linux, glibc, and a high-water mark that can be set back."""
     try:
         return device.type == "cpu" and resident_peak(lambda: torch.ones(4 << 20)) >= 15 << 20
-    except (OSError, AttributeError, KeyError):
+    except (OSError, AttributeError, KeyError, TypeError):  # Windows has no library without a name: TypeError
         return False
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import CheckpointError
+from vtc.files.sync import sync
 from vtc.models import family_of
 from vtc.version import __version__
 from vtc.weights.codec.linear import CompressedLinear
@@ -55,8 +56,7 @@ def export(model: nn.Module, file: str | os.PathLike, rest: str = "Q8_0") -> Pat
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync(temporary)
         temporary.replace(file)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be written ({error.strerror or error}); make room") from error

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vtc.errors import CheckpointError
+from vtc.files.sync import sync, sync_all
 from vtc.weights.lossless.differences import decode_beside, encode_beside
 from vtc.weights.lossless.index import File, Index, Part, safe_path
 from vtc.weights.lossless.planes import Bytes, chunks, decode, encode
@@ -158,10 +159,11 @@ def published(path: Path, is_folder: bool = False) -> Iterator[Path]:
             temporary = Path(name)
         yield temporary
         temporary.chmod(0o755 if is_folder else 0o644)
-        for written in (*temporary.rglob("*"), temporary):
-            _sync(written)
+        sync_all(temporary)
+        if is_folder and path.is_dir():
+            path.rmdir()  # it is empty, and Windows renames no folder onto another
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -243,11 +245,3 @@ def _extract_part(part: Part, stream: BinaryIO, out: BinaryIO, approximation: Ap
         raise CheckpointError(f"{part.name or out.name} ends elsewhere than the index says; the archive is damaged")
     if digest.hexdigest() != part.sha256:
         raise CheckpointError(f"{part.name or out.name} is not what was stored; the archive is damaged")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
