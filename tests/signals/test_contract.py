@@ -116,6 +116,42 @@ def comparable(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=-7.0) if x.is_floating_point() else (x[:, None] == x).float()
 
 
+@dataclass(frozen=True)
+class TwoStages(Probe):
+    """A first cut before layer 2 by any signal, and a second before layer 3 that keeps what it was shown."""
+
+    first: Signal | None = None
+
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage(2), Stage(3, power=2))
+
+    def signals(self, stage: int) -> tuple[Signal, ...]:
+        return tuple(s for s in (self.first,) if s) if stage == 0 else (self.signal,)
+
+    def reduce(self, stage, tokens, signals, keep) -> Reduction:
+        if stage:
+            return super().reduce(stage, tokens, signals, keep)
+        order = -torch.arange(tokens.valid.shape[1]).expand(tokens.valid.shape)
+        return Reduction.top(order, keep, tokens)
+
+
+@pytest.mark.parametrize("name", ["text_attention", "key_norm", "rater_attention"])
+def test_looking_ahead_leaves_no_trace(name, model_of):
+    """A layer that ran ahead for a cut before it had rows that are gone when it runs; the next stage sees it as it
+    ran."""
+    model, signal = model_of("llava"), registry[name]()
+    seen = []
+    for first in (None, registry["text_attention"](of="next")):
+        probe = TwoStages(signal, first=first)
+        vtc.patch(model, probe, budget=0.7)
+        logits(model, zoo.prompt(model, 2))
+        vtc.unpatch(model)
+        seen.append(probe.seen[0])
+    (_, plain), (tokens, behind) = seen
+    assert max(tokens.count) < 20
+    assert_close(f"{name} after a cut that looked ahead", behind, plain)
+
+
 def test_a_signal_that_was_not_captured_raises(model_of):
     """Where a layer's attention is not that of the patch, nothing is made up."""
     from vtc.engine.capture.attention_hook import ATTRIBUTE

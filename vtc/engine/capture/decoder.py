@@ -20,13 +20,16 @@ from vtc.models.base import Family
 from vtc.signals.base import DecoderCall, Signal
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ahead:
-    """A layer that runs up to its attention: the forward it is run for, and the mask and keys it will have."""
+    """A layer that runs up to its attention for one signal: the forward it is run for, the mask and keys it will have,
+    and what the signal kept. Not noted in the forward: the layer may still lose rows before it runs."""
 
+    signal: Signal
     prefill: Prefill
     mask: LazyMask
     past: Tensor | None
+    kept: Tensor | None = None
 
 
 class DecoderCapture:
@@ -40,37 +43,24 @@ class DecoderCapture:
         self, p: Prefill | None, layer: int, signals: tuple[Signal, ...], q: Tensor, k: Tensor, mask: Mask, scale: float
     ) -> None:
         """An attention call of a hooked decoder layer."""
-        if self._ahead is not None:
-            p, past = self._ahead.prefill, self._ahead.past
-            k = k if past is None else torch.cat([past, k], dim=2)
-            self._keep(p, layer, signals, q, k, self._ahead.mask, scale, p.last_cut)
+        if (ahead := self._ahead) is not None:
+            k = k if ahead.past is None else torch.cat([ahead.past, k], dim=2)
+            call = call_of(ahead.prefill, ahead.signal, q, k, ahead.mask, scale, ahead.prefill.last_cut)
+            ahead.kept = ahead.signal.capture(call)
             raise EndOfLayer
-        if p is not None and p.over and any((layer, signal) not in p.captured for signal in signals):
-            plan = p.plans[layer]
-            with p.clock:
-                self._keep(p, layer, signals, q, k, mask, scale, plan.runs or plan.rows)
-
-    @staticmethod
-    def _keep(
-        p: Prefill,
-        layer: int,
-        signals: tuple[Signal, ...],
-        q: Tensor,
-        k: Tensor,
-        mask: Mask,
-        scale: float,
-        there: Rows | None,
-    ) -> None:
-        n, keys = q.shape[2], k.shape[2]
-        rows = torch.arange(n, device=q.device).expand(len(q), -1) if there is None else there.rows.to(q.device)
-        bias = partial(row_bias, mask, rows=n, keys=keys)
+        if p is None or not p.over:
+            return
         for signal in signals:
-            at_input = p.at_input.get(signal, q.new_empty(0))
-            call = DecoderCall(q, k, scale, rows, p.last_row(there).to(q.device), p.length, bias, at_input)
-            p.captured.setdefault((layer, signal), signal.capture(call))
+            if (layer, signal) not in p.captured:  # a replay for a gradient finds it there
+                plan = p.plans[layer]
+                with p.clock:
+                    call = call_of(p, signal, q, k, mask, scale, plan.runs or plan.rows)
+                    p.captured[layer, signal] = signal.capture(call)
 
-    def run_ahead(self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> None:
-        """Run layer ``index`` up to its q and k, whose attention over these and the cached keys is captured. No MLP;
+    def run_ahead(
+        self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any], signal: Signal
+    ) -> Tensor:
+        """What ``signal`` captures of layer ``index``, run up to its q and k over these and the cached keys. No MLP;
         nothing is written to the cache."""
         before = p.last_cut
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
@@ -83,7 +73,7 @@ class DecoderCapture:
         columns = new if held is None else held.columns(new, p.batch, rows.device)
         given = kwargs.get("attention_mask")
         mask = LazyMask(given, rows, columns, p.length, past + p.length, states.dtype, backend="sdpa")
-        self._ahead = Ahead(p, mask, None if held is None else held.keys)
+        ahead = self._ahead = Ahead(signal, p, mask, None if held is None else held.keys)
         layer = self.family.layers[index]
         training = [module for module in layer.modules() if module.training]
         try:
@@ -91,7 +81,7 @@ class DecoderCapture:
                 module.training = False
             forward(states, **quiet)
         except EndOfLayer:
-            return
+            return ahead.kept  # type: ignore[return-value]
         finally:
             self._ahead = None
             for module in training:
@@ -100,3 +90,13 @@ class DecoderCapture:
             f"decoder layer {index} does not run transformers' attention interface, so its tokens cannot be ranked; "
             "use a method at the decoder's input, such as divprune"
         )
+
+
+def call_of(
+    p: Prefill, signal: Signal, q: Tensor, k: Tensor, mask: Mask, scale: float, there: Rows | None
+) -> DecoderCall:
+    """The attention call as ``signal`` is shown it; there: the rows of the prompts that run (None: all)."""
+    n, keys = q.shape[2], k.shape[2]
+    rows = torch.arange(n, device=q.device).expand(len(q), -1) if there is None else there.rows.to(q.device)
+    last, bias = p.last_row(there).to(q.device), partial(row_bias, mask, rows=n, keys=keys)
+    return DecoderCall(q, k, scale, rows, last, p.length, bias, p.at_input.get(signal, q.new_empty(0)))

@@ -19,7 +19,7 @@ from vtc.tokens import VisionTokens
 
 @dataclass
 class StageView:
-    """Before decoder layer ``layer`` of the forward ``p``; ``run_ahead`` runs that layer up to its attention."""
+    """Before decoder layer ``layer`` of the forward ``p``; ``run_ahead`` has a signal captured of that very layer."""
 
     p: Prefill
     family: Family
@@ -27,7 +27,7 @@ class StageView:
     tokens: VisionTokens
     position: Tensor
     states: Tensor
-    run_ahead: Callable[[], None] | None = None
+    run_ahead: Callable[[Signal], Tensor] | None = None
 
     def signals(self, asked: tuple[Signal, ...]) -> dict[Signal, Tensor]:
         return {signal: signal.read(self) for signal in asked}
@@ -49,9 +49,9 @@ class StageView:
         hook = signal.hook(self.layer)
         if not isinstance(hook, DecoderHook):
             raise TypeError(f"{signal} has no hook in the decoder before layer {self.layer}, so nothing is kept of it")
+        if hook.layer == self.layer and self.run_ahead is not None:
+            return self.run_ahead(signal.source).to(self.states.device)
         key = (hook.layer, signal.source)
-        if key not in self.p.captured and hook.layer == self.layer and self.run_ahead is not None:
-            self.run_ahead()
         if key not in self.p.captured:
             raise NotReduced(
                 f"{signal} was not captured in layer {hook.layer}: its attention did not run through the patch"
