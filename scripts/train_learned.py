@@ -35,7 +35,7 @@ from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
 from vtc.eval.scenes.vocabulary import EOS, IDS, PAD, encode
 from vtc.files.atomic import write_json
-from vtc.patching.api import asking
+from vtc.patching.api import prompts_end_at
 from vtc.patching.patch import LEARNED
 from vtc.tokens import Budget
 
@@ -148,7 +148,7 @@ class Trainer:
 
     def answers(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits ``[A, V]`` before each label, and the labels ``[A]``: of each row the answer, then the end."""
-        with autocast(), asking(self.model, labels):
+        with autocast(), prompts_end_at(self.model, labels):
             states = self.model.model(
                 input_ids=ids,
                 attention_mask=(ids != PAD).long(),

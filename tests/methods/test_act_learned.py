@@ -15,7 +15,7 @@ from tests.support import KINDS, engine, logits
 from vtc.errors import VTCError
 from vtc.methods import ActLearned, Router
 from vtc.methods.act_learned import BY_HEAD
-from vtc.patching.api import asking, patch_of
+from vtc.patching.api import patch_of, prompts_end_at
 from vtc.tokens import Reduction
 
 
@@ -130,15 +130,15 @@ def test_what_stays_does_not_know_the_answer(given, model_of):
     logits(model, told)
     without = anchors()
     if given == "context":
-        with asking(model, labels):
+        with prompts_end_at(model, labels):
             logits(model, told)
         assert engine(model).labels is None
     else:
         logits(model, told, labels=labels)
     assert anchors() == wanted != without
-    with pytest.raises(ValueError, match="labels are"), asking(model, labels[:, 1:]):
+    with pytest.raises(ValueError, match="labels are"), prompts_end_at(model, labels[:, 1:]):
         logits(model, told)
-    with asking(model, labels.new_full(labels.shape, -100)):
+    with prompts_end_at(model, labels.new_full(labels.shape, -100)):
         logits(model, told)
     assert anchors() == without
 

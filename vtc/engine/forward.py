@@ -74,7 +74,7 @@ class Engine:
                 yield from ((layer, signal) for signal in self.method.signals(stage))
 
     @contextmanager
-    def asking(self, labels: Tensor) -> Iterator[None]:
+    def prompts_end_at(self, labels: Tensor) -> Iterator[None]:
         """Prompts of the forwards inside end where ``labels [B, N]`` begin."""
         before, self.labels = self.labels, labels
         try:

@@ -150,7 +150,7 @@ class Patch:
         def with_labels(*args, **kwargs):
             if kwargs.get("labels") is None:
                 return forward(*args, **kwargs)
-            with self.engine.asking(kwargs["labels"]):
+            with self.engine.prompts_end_at(kwargs["labels"]):
                 return forward(*args, **kwargs)
 
         self._replace(self.model, "forward", with_labels)

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vtc.errors import CheckpointError, VTCError
 from vtc.files.atomic import write_atomic, write_text
-from vtc.patching.api import asking
+from vtc.patching.api import prompts_end_at
 from vtc.training.collate import SAMPLES
 from vtc.training.curves import draw, lines
 from vtc.training.losses import answer_loss, at_labels, distillation_loss
@@ -53,7 +53,7 @@ class FineTuner(Trainer):
     ) -> Any:
         samples, labels = inputs.pop(SAMPLES), inputs.pop("labels")
         taught = None if self.teacher is None else at_labels(self.teacher(model, inputs), labels)[0]
-        with asking(self.accelerator.unwrap_model(model), labels):
+        with prompts_end_at(self.accelerator.unwrap_model(model), labels):
             outputs = model(**inputs, use_cache=False)
         scores, wanted = at_labels(outputs.logits, labels)
         loss = answer_loss(scores, wanted)
