@@ -1,13 +1,14 @@
 # make demo: the main job on the built-in testbed. make test: the test suite. Both set themselves up.
 PYTHON ?= python3
 VENV   ?= .venv
+OLDEST ?= .venv-oldest
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait starve each other on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-all kernels lint setup clean
+.PHONY: demo test test-all test-oldest test-wheel kernels lint setup setup-oldest clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +32,22 @@ test-all: setup lint
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,ao]'
 	$(BIN)/python -m pytest -n 2
 
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest: setup-oldest
+	$(OLDEST)/bin/python -m pytest -n 2 -m 'not slow'
+
+setup-oldest: $(OLDEST)/.ready
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	touch $@
+
+# What is published, installed in a new environment and run from another folder.
+test-wheel: setup
+	$(BIN)/python scripts/check_wheel.py
+
 kernels: setup
 	$(BIN)/python scripts/check_kernels.py
 
@@ -40,4 +57,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build *.egg-info

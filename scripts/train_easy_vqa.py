@@ -150,7 +150,7 @@ def train(student: Student, minutes: float, out: Path) -> None:
     body = [getattr(student.model.model, n) for n in ("vision_tower", "multi_modal_projector", "language_model")]
     optimisers = Optimisers(body, [student.model.lm_head, student.heads])
     if path.exists():
-        at, weights, moments = torch.load(path)
+        at, weights, moments = torch.load(path, weights_only=True)
         student.load_state_dict(weights)
         optimisers.restore(moments)
     count = len(student.questions)

@@ -166,7 +166,7 @@ class Trainer:
 
     def restore(self, path: Path) -> tuple[int, float]:
         """Where a stopped run goes on: its steps and seconds."""
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         for (_, part), kept in zip(self.optimisers, state["optimisers"], strict=True):
             part.restore(kept)

@@ -217,7 +217,7 @@ def test_share_runs_on_every_kind_of_model(family, model_of):
     logits(model, prompts[1])
     cut = p.current.cuts[0]
     assert cut.log_size.exp().sum().round() == prompts[1]["input_ids"].shape[1] - sum(
-        m - k for m, k in zip(p.current.layout.newlines, p.current.alive.newlines, strict=True)
+        m - k for m, k in zip(p.current.layout.newlines, p.current.remaining.newlines, strict=True)
     )
 
 

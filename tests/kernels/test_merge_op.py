@@ -5,6 +5,8 @@ import torch
 
 from tests.engine.test_merge import case, merge_reference
 from tests.tolerances import TOL, assert_close, assert_same
+from tests.versions import before
+from vtc.kernels.dispatch import interpreted
 from vtc.kernels.merge import merge
 
 NARROW = [t for t in TOL if t != torch.float64]
@@ -50,7 +52,8 @@ def test_kernel_keeps_the_bits_of_a_token_alone():
             got = merge(features.to(dtype), torch.tensor([[2, -1, 0]]), weight, torch.tensor([[3.0, 7, 0.1]]), 3)
             for s in (0, 2):
                 assert_same("value", got[0, s], features[0, 0].to(dtype))
-                assert_same("sign", got[0, s].signbit(), features[0, 0].to(dtype).signbit())
+                if not (before("triton", 3, 9) and interpreted()):  # older interpreters lose the sign of -0.0
+                    assert_same("sign", got[0, s].signbit(), features[0, 0].to(dtype).signbit())
 
 
 def test_kernel_without_tokens():

@@ -12,6 +12,7 @@ import vtc
 from tests import zoo
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
+from tests.versions import skip_before
 from vtc.errors import BudgetError, VTCError
 from vtc.methods import registry
 from vtc.patching.api import patch_of
@@ -104,6 +105,8 @@ def test_gradients_reach_every_learned_parameter(family, method, model_of):
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_gradient_checkpointing_gives_the_same_gradient(family, method, reentrant):
+    if (family, method) == ("qwen3_vl", "perceiver"):
+        skip_before("transformers", 5, 23, why="it replays layers whole, and DeepStack's part of merged tokens is gone")
     model = zoo.build(family)
     model.enable_input_require_grads()
     prompt = zoo.prompt(model, 1)

@@ -13,6 +13,7 @@ from transformers import DynamicCache, StaticCache
 import vtc
 from tests import zoo
 from tests.support import METHODS, REFUSED, engine, generate, kept, logits, refused
+from tests.versions import skip_before
 from vtc.errors import BudgetError, NotReduced, UnknownName, UnsupportedModel, VTCError
 
 
@@ -203,6 +204,7 @@ def test_packed_sequences_and_chunked_prefill_raise(model_of):
     vtc.patch(model, "divprune", budget=0.25)
     with pytest.raises(UnsupportedModel, match="pad the prompts"):
         logits(model, prompt, cu_seq_lens_q=torch.tensor([0, 3, 7]))
+    skip_before("transformers", 5, 23, why="chunked prefill leaves the pictures out, patched or not")
     with pytest.raises(VTCError, match="chunked prefill"):  # trap 10: the selection would differ by chunk
         generate(model, prompt, prefill_chunk_size=16)
 
@@ -239,6 +241,7 @@ def test_position_gaps_do_not_look_like_packed_sequences(model_of):
 
 
 def test_features_without_a_heard_tower_raise_only_for_methods_that_need_it(model_of):
+    skip_before("transformers", 5, 18, why="models take no mm_encoder_outputs")
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
     with torch.no_grad():

@@ -165,6 +165,7 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
     hf.register_with_transformers()
+    kwargs = {"trust_remote_code": False, **kwargs}  # left out, transformers would ask whether to run a folder's code
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}

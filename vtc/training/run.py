@@ -116,7 +116,8 @@ def load(settings: Settings) -> tuple[Any, Any]:
     if (folder / CONFIG).exists():
         from transformers import AutoProcessor
 
-        model, processor = vtc.load(folder, dtype=torch.float32), AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = vtc.load(folder, dtype=torch.float32)
         if hasattr(model, "peft_config"):
             raise VTCError(f"{folder} has an adapter; merge_and_unload() it, vtc.save that, and train it further")
     else:

@@ -11,6 +11,7 @@ from tests.kernels.interpreter import run_interpreted
 from tests.patching.test_refusals import flash  # noqa: F401  # a fixture
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
+from tests.versions import skip_before
 from vtc.engine.attention import attend as attend
 from vtc.engine.attention.masks import LazyMask
 from vtc.engine.rows import Columns
@@ -74,6 +75,8 @@ def test_fused_operations_answer_as_the_mask_does(family, model_of, route):
     for name, value in want.items():
         assert_close(f"{family}, {name}", got[name], value)
     assert "decode_merged" in calls
+    if family == "paligemma":
+        skip_before("transformers", 5, 9, why="its masks let these layers fuse, too")
     calls.clear()
     logits(model, prompts(model)["alone"])
     # Sliding windows, and pictures that see the pictures after the text that follows them: no count of keys says that.

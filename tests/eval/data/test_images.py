@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.versions import skip_before
 from vtc.errors import DataError
 from vtc.eval.data.images import load_image
 
@@ -131,6 +132,8 @@ def test_thin_pictures_are_pictures(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA", "YCbCr", "I;16"])
 def test_every_mode_becomes_rgb_of_the_same_colours(tmp_path, mode):
+    if mode == "YCbCr":
+        skip_before("pillow", 13, why="it cannot read so small a TIFF in YCbCr, its own included")
     value = 255 if mode == "1" else 204  # both survive a palette
     grey = Image.fromarray(np.full((4, 6), value, np.uint8))
     if mode == "I;16":

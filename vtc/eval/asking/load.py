@@ -49,9 +49,9 @@ def load(
     hf.register_with_transformers()  # it gives compressed folders random weights where it does not know their format
     try:
         with quiet_unless_watched():
-            processor = AutoProcessor.from_pretrained(model)
+            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask
             make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
-            vlm = make(model, dtype=kind, **options)
+            vlm = make(model, dtype=kind, trust_remote_code=False, **options)
         outer = vtc.patch_of(vlm)
         if outer is not None and not outer.method.learns:
             vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew

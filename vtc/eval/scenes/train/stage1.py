@@ -73,7 +73,7 @@ def train_tower(
     heads, step, spent, tower = TowerHeads(), 0, 0.0, kind.tower(model)
     optimisers = Optimisers([tower], [heads])
     if resume and path.exists():
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         tower.load_state_dict(state["tower"])
         heads.load_state_dict(state["heads"])
         optimisers.restore(state["optimisers"])

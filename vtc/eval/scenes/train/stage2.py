@@ -177,7 +177,7 @@ def train_decoder(
     """Trains projector and language model for so many minutes; exports a checkpoint at every evaluation."""
     decoder, step, spent, seen = Decoder(kind, model), 0, 0.0, {}
     if resume and path.exists():
-        state = torch.load(path)
+        state = torch.load(path, weights_only=True)
         decoder.restore(state)
         step, spent, seen = state["step"], state["spent"], state["seen"]
     print(f"decoder from step {step}: {parameter_count(model.model.language_model):.3f}M parameters")
