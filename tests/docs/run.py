@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,20 @@ class Page:
             return self.python(item, mark)
         if item.kind in ("command", "span"):
             return self.command(item, mark)
+        if item.kind == "toml":
+            self.install(tomllib.loads(item.text))
         return "parsed"  # when the page was read
+
+    def install(self, project: dict[str, Any]) -> None:
+        """Entry points that a page gives its package: as if that were installed, for processes that start here."""
+        groups = project.get("project", {}).get("entry-points", {})
+        lines = [
+            f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()
+        ]
+        about = self.folder / "standout-1.0.dist-info"
+        about.mkdir()
+        (about / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: standout\nVersion: 1.0\n", encoding="utf-8")
 
     def python(self, item: Item, mark: Mark | None) -> str:
         if item.file:

@@ -23,6 +23,7 @@ def here(tmp_path, monkeypatch):
     """A reader's folder, and afterwards a process that knows nothing of what a page registered or imported."""
     folder = reader.folder(tmp_path)
     monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LMUData", str(tmp_path / "LMUData"))
     registered = [dict(registry.items()) for registry in REGISTRIES]
