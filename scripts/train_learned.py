@@ -39,7 +39,7 @@ from vtc.patching.api import asking
 from vtc.patching.patch import LEARNED
 from vtc.tokens import Budget
 
-QUESTIONS = 16  # about each picture of a step
+PICTURES, QUESTIONS = 16, 16  # of a step
 AGAINST = ["divprune+share", "adaptive:layer=3:narrow=0.3", "adaptive:layer=3:narrow=0.3:rest=[1,2,4,5]"]
 ENDING = 0.1  # weight of the end of the text, beside that of the answer
 FIRST = 2_000_000  # training seeds that the model itself was not trained on
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--train", choices=["compressor", "decoder", "both"], default="both")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--pictures", type=int, default=24_000)
-    parser.add_argument("--batch", type=int, default=16, help="pictures of a step, 16 questions about each")
     parser.add_argument("--rate", type=float, default=1.0, help="of the method, times the one the testbed's models had")
     parser.add_argument("--decoder-rate", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/perceiver"))
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--evaluate", type=Path, help="only measure this folder, on test seeds")
+    parser.add_argument("--dev-questions", type=int, default=270, help="of an evaluation while it trains")
     parser.add_argument("--questions", type=int, default=1800, help="of an evaluation on test seeds")
     parser.add_argument("--against", nargs="+", default=AGAINST, help="training-free methods to compare with there")
     args = parser.parse_args()
@@ -130,7 +130,7 @@ class Trainer:
         """The budget that step ``step`` draws, and the cross entropy of its answers."""
         rng = np.random.default_rng((self.args.seed, step))
         budget = int(rng.choice(self.args.budgets))
-        index = np.sort(rng.choice(len(self.pictures), self.args.batch, replace=False))
+        index = np.sort(rng.choice(len(self.pictures), PICTURES, replace=False))
         weights = (0.4 + 2.5 * (1 - self.right)).tolist()  # more of what is answered least well
         asked = [ask_about(self.pictures.objects[i], rng, QUESTIONS, weights=weights) for i in index]
         questions = [question for some in asked for question in some]
@@ -179,7 +179,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "optimisers": [part.state() for _, part in self.optimisers]}
         save(path, state | {"step": step, "spent": spent, "right": self.right.tolist()})
         self.seen = None
-        found = measured(self.model, self.processor, self.args.budgets, "dev", 270)
+        found = measured(self.model, self.processor, self.args.budgets, "dev", self.args.dev_questions)
         print(f"DEV {spent:.0f}s {json.dumps(found)}", flush=True)
 
 

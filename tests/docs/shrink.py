@@ -33,7 +33,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("scripts/train_learned.py", "--evaluate"), {
         "--questions": "9", "--against": "divprune+share", "--budgets": "12",
     }),
-    (("scripts/train_learned.py",), {"--minutes": "0.0001", "--pictures": "16", "--batch": "1"}),
+    (("scripts/train_learned.py",), {"--minutes": "0.0001", "--pictures": "16", "--dev-questions": "9"}),
     (("scripts/train_scenes.py", "--measure"), {"--questions": "9"}),
     # Without --out it would write into the package.
     (("scripts/train_scenes.py",), {
