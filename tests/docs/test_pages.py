@@ -77,37 +77,55 @@ def test_every_line_of_the_table_is_needed():
 
 
 BROKEN = {
-    "python that raises": "```python\nassert model is None\n```",
-    "an unknown command": "```bash\nvtc evaluate scenes --output runs/x\n```",
-    "an unknown option": "```bash\nvtc eval scenes --budgetz 24 --output runs/x\n```",
-    "an unknown method": "```bash\nvtc eval scenes --methods random,nosuch --output runs/x\n```",
-    "an unknown option in the text": "See `vtc eval --robust`.",
-    "an unknown command in the text": "See `vtc evaluate`.",
-    "a command in the text that fails": "Run `vtc eval scenes --methods nosuch --output runs/x`.",
-    "a block without a language": "```\nvtc methods\n```",
-    "a block of an unknown language": "```sh\nvtc methods\n```",
-    "a command as text": "```text\nvtc methods\n```",
-    "a command as text, with a setting": "```text\nOMP_NUM_THREADS=1 python scripts/x.py\n```",
-    "Python as text": "```text\nimport vtc\n```",
-    "no TOML": "```toml\n[a\n```",
-    "an unknown program": "```bash\nnosuch --help\n```",
-    "two commands in a line": "```bash\nvtc methods | head\n```",
-    "an unknown script": "```bash\npython scripts/nosuch.py\n```",
-    "an unknown option of a script": "Run `python scripts/second_turn.py --pears 3`.",
-    "an unknown extra": "```bash\npip install '.[nosuch]'\n```",
-    "our package of an index": "```bash\npip install 'vtc-vlm[eval]'\n```",
-    "an unknown target": "```bash\nmake nosuch\n```",
-    "a model of the hub without a mark": f"```bash\nvtc eval {HUB[0]} --benchmarks scenes --output runs/x\n```",
-    "tests that select none": "```bash\npython -m pytest tests/docs/test_prose.py -k nosuch\n```",
-    "an empty block": "```bash\n```",
-    "a block without an end": "```python\nvtc",
+    "python that raises": ("```python\nassert model is None\n```", "AssertionError"),
+    "an unknown command": ("```bash\nvtc evaluate scenes --output runs/x\n```", "No such command"),
+    "an unknown option": ("```bash\nvtc eval scenes --budgetz 24 --output runs/x\n```", "No such option"),
+    "an unknown method": ("```bash\nvtc eval scenes --methods random,nosuch --output runs/x\n```", "UnknownName"),
+    "an option that is only named": ("See `vtc eval --robust`.", "no option --robust"),
+    "a command that is only named": ("See `vtc evaluate`.", "no command 'evaluate'"),
+    "a command in the text": ("Run `vtc eval scenes --budgets 2.5 --output runs/x`.", "exit code 1"),
+    "a block without a language": ("```\nvtc methods\n```", "no language"),
+    "a block of an unknown language": ("```sh\nvtc methods\n```", "a block of 'sh'"),
+    "a block that is indented": ("- a list\n  ```bash\n  vtc methods\n  ```", "a block of"),
+    "a command as text": ("```text\nvtc methods\n```", "what a reader would run"),
+    "a command with a setting as text": ("```text\nOMP_NUM_THREADS=1 python x.py\n```", "what a reader would run"),
+    "Python as text": ("```text\nimport vtc\n```", "what a reader would run"),
+    "no TOML": ("```toml\n[a\n```", "TOML"),
+    "no JSON": ("```json\n{'a': 1}\n```", "JSON"),
+    "an unknown program": ("```bash\nnosuch --help\n```", "no way to run nosuch"),
+    "two commands in a line": ("```bash\nvtc methods | head\n```", "not one plain command"),
+    "an unknown script": ("```bash\npython scripts/nosuch.py\n```", "No such file"),
+    "an unknown option of a script": ("Run `python scripts/second_turn.py --pears 3`.", "exit code 2"),
+    "an unknown extra": ("```bash\npip install '.[nosuch]'\n```", "no extra 'nosuch'"),
+    "our package of an index": ("```bash\npip install 'vtc-vlm[eval]'\n```", "is on no index"),
+    "an unknown target": ("```bash\nmake nosuch\n```", "nosuch"),
+    "an unmarked model of the hub": (f"```bash\nvtc eval {HUB[0]} --output runs/x\n```", "needs a mark"),
+    "tests that select none": ("```bash\npython -m pytest tests/test_tokens.py -k nosuch\n```", "deselected"),
+    "an empty block": ("```bash\n# nothing\n```", "an empty block"),
+    "a block without an end": ("```python\nvtc", "without an end"),
 }
 
 
-@pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
-def test_a_page_that_does_not_run_is_found(text, here):
+@pytest.mark.parametrize(("text", "told"), BROKEN.values(), ids=BROKEN)
+def test_a_page_that_does_not_run_is_found(text, told, here):
     try:
         _, wrong = play("made-up.md", text, here)
-    except (Broken, ValueError):
-        return
-    assert len(wrong) == 1
+    except (Broken, ValueError) as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    assert len(wrong) == 1 and told in wrong[0]
+
+
+def test_blocks_that_run_are_told_apart(here):
+    text = """```python\nseen = model\n```
+`vtc methods` and `vtc eval --compare RUN_A RUN_B [--output DIR]`; `vtc methods --help`.
+```bash
+vtc methods  # all of them
+vtc eval scenes \\
+    --methods random --budgets 24 --output runs/x
+```
+```python\nassert seen is model\n```
+```text\nwords\n```
+"""
+    done, wrong = play("made-up.md", text, here)
+    assert not wrong
+    assert list(done.values()) == ["ran", *["mention"] * 3, "ran", "shrunk", "ran", "parsed"]
