@@ -25,6 +25,7 @@ from vtc.methods import registry
 
 IMAGE, TEXT = 3, 40
 SHAPES = {
+    "tiny": dict(tower=(2, 64, 4), decoder=(2, 64, 4, 128), vocab=1024),  # to see that the script works
     "small": dict(tower=(6, 1024, 16), decoder=(12, 1024, 16, 2816), vocab=1024),
     "7b": dict(tower=(24, 1024, 16), decoder=(32, 4096, 32, 11008), vocab=32064),
 }

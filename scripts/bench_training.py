@@ -23,6 +23,7 @@ from vtc.eval.cells import build as method_of
 
 IMAGE, TOKENS, TEXT, ANSWER = 3, 576, 64, 16
 SHAPES = {  # (depth, width, heads) of the tower and (..., inner) of the decoder, in proportion to LLaVA-1.5-7B
+    "tiny": ((2, 64, 4), (2, 64, 4, 128), torch.float32),  # to see that the script works
     "small": ((2, 384, 6), (6, 768, 12, 2048), torch.float32),
     "large": ((8, 768, 12), (16, 2048, 16, 5504), torch.bfloat16),
 }

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/perceiver"))
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--evaluate", type=Path, help="only measure this folder, on test seeds")
+    parser.add_argument("--dev-questions", type=int, default=270, help="of an evaluation while it trains")
     parser.add_argument("--questions", type=int, default=1800, help="of an evaluation on test seeds")
     parser.add_argument("--against", nargs="+", default=AGAINST, help="training-free methods to compare with there")
     args = parser.parse_args()
@@ -178,7 +179,7 @@ class Trainer:
         state = {"model": self.model.state_dict(), "optimisers": [part.state() for _, part in self.optimisers]}
         save(path, state | {"step": step, "spent": spent, "right": self.right.tolist()})
         self.seen = None
-        found = measured(self.model, self.processor, self.args.budgets, "dev", 270)
+        found = measured(self.model, self.processor, self.args.budgets, "dev", self.args.dev_questions)
         print(f"DEV {spent:.0f}s {json.dumps(found)}", flush=True)
 
 

@@ -26,6 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="only measure the checkpoint on the test seeds")
     parser.add_argument("--after-layer", type=int, metavar="K", help="only measure random cuts after decoder layer K")
     parser.add_argument("--questions", type=int, default=3600, help="questions to measure with (default 3600)")
+    parser.add_argument("--dev-questions", type=int, default=405, help="of an evaluation while it trains (default 405)")
     return parser.parse_args()
 
 
@@ -53,7 +54,7 @@ def train(args: argparse.Namespace, out: Path) -> None:
     pictures = prepare(args.work / "decoder", args.pictures, args.pictures)
     print(f"{len(pictures)} pictures for the decoder")
     state = args.work / f"{kind.name}-decoder.pt"
-    train_decoder(kind, model, pictures, args.minutes - tower_minutes, state, args.resume, out)
+    train_decoder(kind, model, pictures, args.minutes - tower_minutes, state, args.resume, out, args.dev_questions)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from vtc.errors import BudgetError, UnknownName, VTCError
@@ -37,6 +39,19 @@ def test_specs():
 def test_wrong_specs_name_the_right_ones(spec, kind, word):
     with pytest.raises(kind, match=word):
         build(spec)
+
+
+def test_a_module_whose_method_has_the_modules_name(tmp_path, monkeypatch):
+    """The first spec imports it, and the name is registered from then on."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom vtc.methods import register\nfrom vtc.methods.grid import Grid\n\n\n"
+        "@register('mine')\n@dataclass(frozen=True)\nclass Mine(Grid):\n    name = 'mine'\n    part: float = 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_entries", dict(registry.items()))
+    plain, with_option, by_name = (build(spec) for spec in ("mine:Mine", "mine:Mine:part=0.5+share", "mine:part=0.5"))
+    assert [m.part for m in (plain, with_option, by_name)] == [1.0, 0.5, 0.5] and with_option.share
+    monkeypatch.delitem(sys.modules, "mine")
 
 
 def test_budgets():

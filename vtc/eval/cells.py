@@ -62,7 +62,7 @@ def build(spec: str) -> Method:
             raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
     head, *flags = spec.strip().split("+")
     name, *pairs = head.split(":")
-    if pairs and "=" not in pairs[0] and pairs[0].isidentifier() and name not in registry:
+    if pairs and "=" not in pairs[0] and pairs[0].isidentifier() and not ours(name):
         make = imported(name, pairs.pop(0))
     else:
         make = registry[name]
@@ -82,6 +82,11 @@ def build(spec: str) -> Method:
         return make(**options)
     except (TypeError, ValueError) as error:
         raise VTCError(f"method {spec!r}: {error}; see vtc methods") from None
+
+
+def ours(name: str) -> bool:
+    """Whether a method is registered by this name, and not by a module of the same name that a spec may mean."""
+    return name in registry and registry[name].__module__.partition(".")[0] != name
 
 
 def imported(module: str, name: str) -> type[Method]:

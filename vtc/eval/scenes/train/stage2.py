@@ -157,12 +157,12 @@ def _choose(easy: int, count: int, share: float, rng: np.random.Generator) -> np
     return np.sort(np.concatenate([rng.choice(easy, few, replace=False, shuffle=False), plain]))
 
 
-def _evaluate(out: Path, spent: float) -> None:
+def _evaluate(out: Path, spent: float, count: int) -> None:
     """Accuracy of the exported folder on the dev seeds, by type, each question asked alone."""
     model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
     with autocast():
-        right = accuracy(model, AutoProcessor.from_pretrained(out), list(samples("dev", 45 * len(TYPES))))
-    print(f"EVAL dev {spent:.0f}s n {45 * len(TYPES)} " + " ".join(f"{n} {v:.3f}" for n, v in right.items()))
+        right = accuracy(model, AutoProcessor.from_pretrained(out), list(samples("dev", count)))
+    print(f"EVAL dev {spent:.0f}s n {count} " + " ".join(f"{n} {v:.3f}" for n, v in right.items()))
 
 
 def train_decoder(
@@ -173,8 +173,10 @@ def train_decoder(
     path: Path,
     resume: bool,
     out: Path,
+    questions: int,
 ) -> None:
-    """Trains projector and language model for so many minutes; exports a checkpoint at every evaluation."""
+    """Trains projector and language model for so many minutes; exports a checkpoint at every evaluation, which asks so
+    many questions of the dev seeds."""
     decoder, step, spent, seen = Decoder(kind, model), 0, 0.0, {}
     if resume and path.exists():
         state = torch.load(path, weights_only=True)
@@ -187,7 +189,7 @@ def train_decoder(
     def keep() -> None:
         save(path, decoder.state() | {"step": step, "spent": clock.spent, "seen": seen})
         export(kind, model, out)
-        _evaluate(out, clock.spent)
+        _evaluate(out, clock.spent, questions)
 
     while clock.fraction < 1:
         share = EASY * max(1 / 7, 1 - clock.fraction / 0.6)
