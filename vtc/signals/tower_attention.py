@@ -41,7 +41,8 @@ class TowerAttention(Signal):
     def capture(self, call: TowerCall) -> Tensor:
         q, k, scale = call.q, call.k, call.scale
         if self.joined:
-            q, k, scale = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1]), q.shape[3] ** -0.5
+            q, k = joined_heads(q, q.shape[1]), joined_heads(k, q.shape[1])
+            scale = q.shape[3] ** -0.5  # of the one wide head
         return received_in_tower(q, k, call.mask, call.cls if self.rows == "cls" else 0, scale)
 
     def read(self, view: View) -> Tensor:
