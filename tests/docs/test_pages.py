@@ -100,7 +100,7 @@ BROKEN = {
     "our package of an index": ("```bash\npip install 'vtc-vlm[eval]'\n```", "is on no index"),
     "an unknown target": ("```bash\nmake nosuch\n```", "nosuch"),
     "an unmarked model of the hub": (f"```bash\nvtc eval {HUB[0]} --output runs/x\n```", "needs a mark"),
-    "tests that select none": ("```bash\npython -m pytest tests/test_tokens.py -k nosuch\n```", "deselected"),
+    "tests that select none": ("```bash\npython -m pytest --noconftest tests/__init__.py\n```", "no tests ran"),
     "an empty block": ("```bash\n# nothing\n```", "an empty block"),
     "a block without an end": ("```python\nvtc", "without an end"),
 }
