@@ -6,7 +6,7 @@ KEEP = 2  # methods of a ``vtc eval``; that all of them and all budgets are righ
 
 # Words that a command holds, and the options that replace those it gives. The first line that fits counts.
 SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
-    (("vtc", "eval"), {"--limit": "2", "--timing-repeats": "0", "--overlays": "0", "--device": "cpu"}),
+    (("vtc", "eval"), {"--limit": "1", "--timing-repeats": "0", "--overlays": "0", "--device": "cpu"}),
     (("vtc", "calibrate"), {"--examples": "2"}),
     (("vtc", "compress", "--target-bits"), {"--examples": "24"}),
     (("vtc", "compress", "--calibration"), {"--examples": "8"}),
