@@ -39,30 +39,41 @@ def expanded(word: str) -> str:
     return os.path.expandvars(os.path.expanduser(word))
 
 
+def unwrapped(words: list[str]) -> list[str]:
+    """``vtc`` for its other names, and the one process that torchrun deals out for all of them."""
+    if words[0] == "torchrun":
+        words = ["python", *launched(words)]
+    return ["vtc", *words[3:]] if words[:2] == ["python", "-m"] and words[2] in ("vtc", "vtc.cli") else words
+
+
+def launched(words: list[str]) -> list[str]:
+    """What torchrun starts in each process. Raises ``Broken`` for an option that it does not have."""
+    from torch.distributed.run import get_args_parser
+
+    at = next((n for n, word in enumerate(words) if word == "-m" or word.endswith(".py")), len(words))
+    known = get_args_parser()._option_string_actions
+    if wrong := [word for word in words[:at] if word.startswith("-") and word.partition("=")[0] not in known]:
+        raise Broken(f"torchrun has no option {wrong[0]}")
+    return words[at:]
+
+
 def is_mention(words: list[str]) -> bool:
     """A command that is only named: placeholders, or nothing but options without values after its name."""
-    if any(PLACEHOLDER.fullmatch(word) for word in words) or words[-2:] == ["vtc.cli", "eval"]:
+    if any(PLACEHOLDER.fullmatch(word) for word in words) or words[0] == "accelerate":
         return True
-    return words[0] == "accelerate" or words[0] in ("vtc", "make") and all(w.startswith("--") for w in words[2:])
+    return words[0] in ("vtc", "make") and all(word.startswith("--") for word in words[2:])
 
 
 def mention(words: list[str]) -> None:
     """Raises ``Broken`` unless the command, and every option that is named, exists."""
     program, *rest = words
-    if program == "vtc":
-        known = options_of(rest[0])
-    elif program == "make":
+    if program == "make":
         return make(words)
-    elif program == "torchrun":
-        known = torchrun_options()
-        known |= {"-m"} | (options_of("eval") if "vtc.cli" in rest else set())
-        files = [ROOT / word for word in rest if word.endswith(".py")]
-        if not all(file.is_file() for file in files) or not files and "vtc.cli" not in rest:
-            raise Broken(f"no such script: {' '.join(words)}")
-    elif program == "accelerate":
-        known = accelerate_options(rest[0])
-    else:
+    if program == "python" and rest and (ROOT / rest[0]).is_file():
+        return
+    if program not in ("vtc", "accelerate"):
         raise Broken(f"{' '.join(words)} is neither a command nor the name of one")
+    known = options_of(rest[0]) if program == "vtc" else accelerate_options(rest[0])
     if wrong := [w for w in (word.strip("[]") for word in rest) if w.startswith("-") and w not in known]:
         raise Broken(f"{' '.join(words)}: no option {wrong[0]}")
 
@@ -72,12 +83,6 @@ def options_of(command: str) -> set[str]:
         raise Broken(f"vtc has no command {command!r}; it has {', '.join(VTC)}")
     named = {name for parameter in VTC[command].params for name in parameter.opts}
     return named | {"--model", "--help", "-h"}
-
-
-def torchrun_options() -> set[str]:
-    from torch.distributed.run import get_args_parser
-
-    return set(get_args_parser()._option_string_actions)
 
 
 def accelerate_options(command: str) -> set[str]:
@@ -101,13 +106,13 @@ def fewer(words: list[str]) -> list[str]:
 
 def perform(words: list[str], folder: Path) -> None:
     """Runs it in ``folder``, which is where this process stands. Raises ``Broken`` when it fails."""
-    programs = {"vtc": vtc, "python": python, "pip": pip, "make": make, "pytest": pytest_alone}
-    if words[0] not in programs:
-        raise Broken(f"no way to run {words[0]}: {' '.join(words)}")
+    programs = {"vtc": vtc, "python": python, "pip": pip, "make": make}
+    if words[:3] == ["python", "-m", "pytest"]:
+        words = words[2:]
     if words[0] == "pytest":
         return pytest_alone(words[1:], folder)
-    if words[:3] == ["python", "-m", "pytest"]:
-        return pytest_alone(words[3:], folder)
+    if words[0] not in programs:
+        raise Broken(f"no way to run {words[0]}: {' '.join(words)}")
     programs[words[0]](words)
 
 

@@ -67,7 +67,7 @@ def testbed() -> tuple[Any, Any, list[Any]]:
 
 def asked(model: Any, processor: Any) -> list[Any]:
     """Prompts with pictures, as the processor makes them, two at once."""
-    source = registry["scenes"](split="dev", limit=4)
+    source = registry["scenes"](split="dev", limit=3)
     return batches(model, processor, source, list(source.samples()), 2)
 
 

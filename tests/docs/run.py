@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from tests.docs.commands import expanded, fewer, is_mention, mention, perform, plain
+from tests.docs.commands import expanded, fewer, is_mention, mention, perform, plain, unwrapped
 from tests.docs.marks import HUB, MARKS, Mark
 from tests.docs.pages import Broken, Item, words
 from tests.docs.shrink import SHRINK, entry, replaced
@@ -58,7 +58,7 @@ class Page:
         return mark.kind if mark else "ran"
 
     def command(self, item: Item, mark: Mark | None) -> str:
-        given = plain(words(item.text))
+        given = unwrapped(plain(words(item.text)))
         if item.kind == "span" and is_mention(given):
             mention(given)
             return "mention"

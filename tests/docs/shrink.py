@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-KEEP = 3  # methods of a ``vtc eval``; that all of them and all budgets are right is checked before
+KEEP = 2  # methods of a ``vtc eval``; that all of them and all budgets are right is checked before
 
 # Words that a command holds, and the options that replace those it gives. The first line that fits counts.
 SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
-    (("vtc", "eval"), {"--limit": "2", "--timing-repeats": "0", "--overlays": "0", "--device": "cpu"}),
-    (("vtc", "calibrate"), {"--examples": "3"}),
+    (("vtc", "eval"), {"--limit": "1", "--timing-repeats": "0", "--overlays": "0", "--device": "cpu"}),
+    (("vtc", "calibrate"), {"--examples": "2"}),
     (("vtc", "compress", "--target-bits"), {"--examples": "24"}),
     (("vtc", "compress", "--calibration"), {"--examples": "8"}),
     (("vtc", "export", "--benchmarks"), {"--limit": "9"}),
@@ -22,7 +22,8 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("scripts/bench_tome.py",), {"--model": "vit_tiny_patch16_224", "--batch": "1", "--repeats": "1"}),
     (("scripts/bench_training.py",), {"--shape": "tiny", "--repeats": "1"}),
     (("scripts/bench_weights.py",), {
-        "--recipes": "rtn:bits=8", "--questions": "9", "--examples": "16", "--heldout": "16", "--turns": "2",
+        "--model": "my-vlm", "--recipes": "rtn:bits=8", "--questions": "2", "--examples": "16", "--heldout": "2",
+        "--turns": "2",
     }),
     (("scripts/check_kernels.py",), {"--small": "", "--arch": "80", "--only": "merge_gradient"}),
     (("scripts/finetune.py", "--steps"), {"--steps": "2", "--batch": "2"}),

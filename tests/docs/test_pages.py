@@ -96,11 +96,13 @@ BROKEN = {
     "two commands in a line": ("```bash\nvtc methods | head\n```", "not one plain command"),
     "an unknown script": ("```bash\npython scripts/nosuch.py\n```", "No such file"),
     "an unknown option of a script": ("Run `python scripts/second_turn.py --pears 3`.", "exit code 2"),
+    "an unknown option of torchrun": ("Run `torchrun --nproc 2 -m vtc.cli eval`.", "no option --nproc"),
+    "an unknown script of torchrun": ("Run `torchrun scripts/nosuch.py ...`.", "neither a command"),
     "an unknown extra": ("```bash\npip install '.[nosuch]'\n```", "no extra 'nosuch'"),
     "our package of an index": ("```bash\npip install 'vtc-vlm[eval]'\n```", "is on no index"),
     "an unknown target": ("```bash\nmake nosuch\n```", "nosuch"),
     "an unmarked model of the hub": (f"```bash\nvtc eval {HUB[0]} --output runs/x\n```", "needs a mark"),
-    "tests that select none": ("```bash\npython -m pytest tests/test_tokens.py -k nosuch\n```", "deselected"),
+    "tests that select none": ("```bash\npython -m pytest --noconftest tests/__init__.py\n```", "no tests ran"),
     "an empty block": ("```bash\n# nothing\n```", "an empty block"),
     "a block without an end": ("```python\nvtc", "without an end"),
 }
@@ -122,10 +124,11 @@ def test_blocks_that_run_are_told_apart(here):
 vtc methods  # all of them
 vtc eval scenes \\
     --methods random --budgets 24 --output runs/x
+torchrun --nproc_per_node 2 -m vtc.cli eval scenes --methods random --budgets 24 --output runs/x
 ```
 ```python\nassert seen is model\n```
 ```text\nwords\n```
 """
     done, wrong = play("made-up.md", text, here)
     assert not wrong
-    assert list(done.values()) == ["ran", *["mention"] * 3, "ran", "shrunk", "ran", "parsed"]
+    assert list(done.values()) == ["ran", *["mention"] * 3, "ran", "shrunk", "shrunk", "ran", "parsed"]
