@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from vtc.kernels.augmented import augmented_attention
+from vtc.kernels.augmented_attention import augmented_attention
 from vtc.kernels.decode_merged import decode_merged
 from vtc.kernels.match import match
 from vtc.kernels.merge import merge

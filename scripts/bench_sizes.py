@@ -15,7 +15,7 @@ import torch
 from bench_prefill import timed
 from torch.nn.functional import scaled_dot_product_attention
 
-from vtc.kernels.augmented import augmented_attention
+from vtc.kernels.augmented_attention import augmented_attention
 
 
 def measure(rows: int, heads: int, key_heads: int, repeats: int) -> dict[str, list[float]]:

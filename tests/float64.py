@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vtc.kernels.float64 import in_float64
-from vtc.models.maps import patch_codes
+from vtc.models.patches_to_tokens import patch_codes
 
 MOVES = in_float64.__code__  # goes to the CPU where the device has no float64
 STAYS = patch_codes.__code__  # numbers that are made, averaged and compared on the CPU, wherever the model is

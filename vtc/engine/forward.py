@@ -17,15 +17,15 @@ from torch import Tensor
 
 from vtc.budget.spend import Spend
 from vtc.engine.capture.decoder import DecoderCapture
+from vtc.engine.capture.stage_view import StageView
 from vtc.engine.capture.tower import PIXELS, TowerCapture
-from vtc.engine.capture.view import StageView
 from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
-from vtc.engine.placement import place_stages
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
+from vtc.engine.stage_placement import place_stages
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
 from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch

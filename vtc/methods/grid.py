@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods import register
-from vtc.methods._cells import leaders
+from vtc.methods._grid_cells import leaders
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.methods import register
-from vtc.methods._cells import need_grid
+from vtc.methods._grid_cells import need_grid
 from vtc.methods._ranks import first
 from vtc.methods.base import Method
 from vtc.signals.base import Signal

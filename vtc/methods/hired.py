@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.budget.spend import EQUAL
 from vtc.methods import register, registry
-from vtc.methods._cells import need_grid
+from vtc.methods._grid_cells import need_grid
 from vtc.methods._ranks import first, portion, ranks_within
 from vtc.methods._tiles import reduce_tiles
 from vtc.methods.base import Method

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vtc.errors import BudgetError, VTCError
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
-from vtc.methods._cells import need_grid
+from vtc.methods._grid_cells import need_grid
 from vtc.methods._resampler import HEAD, Resampler
 from vtc.methods.adaptive import Adaptive
 from vtc.signals.base import Signal

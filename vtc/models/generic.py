@@ -24,7 +24,7 @@ from vtc.models.inspection import (
     tower_of,
     unwrapped,
 )
-from vtc.models.maps import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
+from vtc.models.patches_to_tokens import block_mean, join, patch_codes, patches_of, raster_place, unknown_place
 from vtc.signals.base import Signal
 from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.blocks import KNOWN, Block

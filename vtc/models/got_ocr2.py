@@ -5,7 +5,7 @@ from __future__ import annotations
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import pixels_of
-from vtc.models.maps import raster_place
+from vtc.models.patches_to_tokens import raster_place
 from vtc.models.tiles import TilesFromStart
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument, pixels_of
-from vtc.models.maps import join, raster, raster_place
+from vtc.models.patches_to_tokens import join, raster, raster_place
 from vtc.signals.base import Signal
 
 

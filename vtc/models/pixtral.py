@@ -7,7 +7,7 @@ from torch import Tensor
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
-from vtc.models.maps import block_mean, join_packed, raster_place
+from vtc.models.patches_to_tokens import block_mean, join_packed, raster_place
 from vtc.signals.base import Signal
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
-from vtc.models.maps import join_packed, raster_place
+from vtc.models.patches_to_tokens import join_packed, raster_place
 from vtc.signals.base import Signal
 from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.units import Packed, Units

@@ -14,8 +14,8 @@ from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell
 from vtc.eval.costs import energy
 from vtc.eval.costs.energy import RAPL
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.measure import entered
-from vtc.eval.costs.turns import Turns
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell, plan
 from vtc.eval.costs import memory, timing
 from vtc.eval.costs.flops import counter
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.measure import cost, entered, everything
-from vtc.eval.costs.turns import Turns
 
 LAYERS, HEADS, WIDTH, FLOAT = 4, 2, 8, 4  # of the tiny model's cache
 

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from vtc.eval.benchmarks import Sample
-from vtc.eval.report import overlays, paint, sheet
-from vtc.eval.report.sheet import Panel
+from vtc.eval.report import overlay_paint as paint
+from vtc.eval.report import overlay_sheet as sheet
+from vtc.eval.report import overlays
+from vtc.eval.report.overlay_sheet import Panel
 
 BLACK = Image.new("RGB", (paint.SIDE, 100))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc.engine.attention.masks import KernelMask, LazyMask, ReducingMask
 from vtc.errors import UnsupportedModel
-from vtc.kernels.augmented import augment
+from vtc.kernels.augmented_attention import augment
 from vtc.kernels.decode_merged import decode_merged
 from vtc.kernels.merged_attention import in_kernel, merged_attention
 

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from vtc.budget.layer_budget import LayerBudget
 from vtc.engine.attention.gates import Gates
 from vtc.engine.attention.masks import LazyMask, ReducingMask
-from vtc.engine.capture.view import StageView
+from vtc.engine.capture.stage_view import StageView
 from vtc.engine.kv_cache import RowCacheLayer
 from vtc.engine.rows import Columns
 from vtc.engine.stages import listed, make_cut, merge_rows

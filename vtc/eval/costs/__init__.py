@@ -1,3 +1,3 @@
-"""What a cell costs, measured in turns with the unpatched model (``turns``): ``timing``, ``memory``, ``energy``,
+"""What a cell costs, measured in turns with the unpatched model (``interleaved``): ``timing``, ``memory``, ``energy``,
 ``flops``; ``measure`` asks for all of them.
 """

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.timing import Enter, now, spread
-from vtc.eval.costs.turns import Turns
 
 TURNS = 3
 SECONDS = 1.0  # a reading spans at least this long: counters tick every millisecond (RAPL) to tenth of a second (NVML)

@@ -20,9 +20,9 @@ from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.cells import Cell
 from vtc.eval.costs.energy import energy
 from vtc.eval.costs.flops import counter
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.memory import peak_memory
 from vtc.eval.costs.timing import timing
-from vtc.eval.costs.turns import Turns
 
 COST_PROBES = 4
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.timing import DECODED, Enter, spread
-from vtc.eval.costs.turns import Turns
 
 TURNS = 3
 UNAVAILABLE = "unavailable"

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria
 
 import vtc
 from vtc.eval.asking.generate import Answerer, Asked
-from vtc.eval.costs.turns import Turns
+from vtc.eval.costs.interleaved import Turns
 
 WARM_UP = 1  # turns
 BASE_EVERY = 3  # cells

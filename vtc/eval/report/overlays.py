@@ -15,8 +15,8 @@ from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Sample
 from vtc.eval.cells import UNPATCHED, Cell
 from vtc.eval.costs.measure import entered
-from vtc.eval.report.paint import fit, paint
-from vtc.eval.report.sheet import Panel, sheet
+from vtc.eval.report.overlay_paint import fit, paint
+from vtc.eval.report.overlay_sheet import Panel, sheet
 
 Score = Callable[[str, Sample], float]
 

@@ -18,7 +18,7 @@ from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell, plan
 from vtc.eval.costs import measure
-from vtc.eval.costs.turns import Turns
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.distributed import ALONE, World
 from vtc.eval.report import write as outputs
 from vtc.eval.results import json_lines as lines

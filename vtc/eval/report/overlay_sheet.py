@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vtc.eval.report.paint import EDGE, SIDE, anchor, faded, tinted
+from vtc.eval.report.overlay_paint import EDGE, SIDE, anchor, faded, tinted
 
 GAP, LINE, MARK = 12, 15, 10
 COLUMNS = 6

@@ -8,8 +8,8 @@ import pytest
 
 from vtc.errors import RunRefused
 from vtc.eval.benchmarks.jsonl import JSONL
+from vtc.eval.costs.interleaved import Turns
 from vtc.eval.costs.timing import WARM_UP
-from vtc.eval.costs.turns import Turns
 from vtc.eval.report import plots
 from vtc.eval.running.describe import machine
 from vtc.eval.running.run import evaluate

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.kernels.attention import close, define, draw, each_dtype, inputs, name
-from vtc.kernels.augmented import augment, augmented_attention
+from vtc.kernels.augmented_attention import augment, augmented_attention
 from vtc.kernels.merged_attention import merged_attention
 
 # batch, query heads, key heads, rows, keys, width
