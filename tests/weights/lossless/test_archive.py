@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from tests.weights import golden
 from vtc.errors import CheckpointError, VTCError
@@ -33,6 +33,14 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
+
+
+def written(kind: torch.dtype) -> bool:
+    """Whether the safetensors that is installed writes this dtype; older ones do not write all."""
+    try:
+        return bool(save({"t": torch.empty(1, dtype=kind)}))
+    except KeyError:
+        return False
 
 
 def raw(tensor: torch.Tensor) -> np.ndarray:
@@ -87,7 +95,7 @@ def test_any_bytes_of_any_dtype_come_back(dtype, count, data):
 @settings(deadline=None, max_examples=25)
 @given(
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=1, max_size=4),
-    dtype=st.sampled_from(sorted(DTYPES)),
+    dtype=st.sampled_from(sorted(name for name, kind in DTYPES.items() if written(kind))),
     seed=st.integers(0, 9),
 )
 def test_a_file_of_any_dtype_and_shapes_comes_back(tmp_path_factory, shapes, dtype, seed):

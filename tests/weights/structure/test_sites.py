@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import vtc
 from tests import zoo
+from tests.versions import skip_before
 from vtc.errors import CheckpointError, UnsupportedModel, WeightsError
 from vtc.models import family_of
 from vtc.weights.formats import hf
@@ -199,6 +200,7 @@ def test_a_patch_stays_on_through_all_of_it():
 
 
 def test_layers_of_a_hybrid_leave_one_that_attends():
+    skip_before("transformers", 5, 16, why="Qwen3.5 asks its cache for recurrent layers, and none is left")
     model = zoo.build("qwen3_5")
     pruned(model, "layers:share=0.75")
     assert model.config.get_text_config().layer_types == ["full_attention"]
