@@ -25,6 +25,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
         "--model": "my-vlm", "--recipes": "rtn:bits=8", "--questions": "2", "--examples": "16", "--heldout": "2",
         "--turns": "2",
     }),
+    (("scripts/check_kernels.py", "--amd"), {"--arch": "80", "--only": "merge_gradient"}),
     (("scripts/check_kernels.py",), {"--small": "", "--arch": "80", "--only": "merge_gradient"}),
     (("scripts/finetune.py", "--steps"), {"--steps": "2", "--batch": "2"}),
     (("scripts/measure_spend.py",), {"--budgets": "12", "--limit": "9", "--calibration": "9"}),
