@@ -112,8 +112,8 @@ def perform(words: list[str], folder: Path) -> None:
     programs = {"vtc": vtc, "python": python, "pip": pip, "make": make}
     if words[:3] == ["python", "-m", "pytest"]:
         words = words[2:]
-    if words[0] == "pytest" and len(words) == 2 and (ROOT / words[1]).is_file():
-        return  # a file of this suite, which runs it
+    if words[0] == "pytest" and all((ROOT / word).is_file() for word in words[1:]):
+        return  # files of this suite, which runs them
     if words[0] == "pytest":
         return pytest_alone(words[1:], folder)
     if words[0] not in programs:
