@@ -29,7 +29,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("scripts/check_kernels.py",), {"--small": "", "--arch": "80", "--only": "merge_gradient"}),
     (("scripts/finetune.py", "--steps"), {"--steps": "2", "--batch": "2"}),
     (("scripts/measure_spend.py",), {"--budgets": "12", "--limit": "9", "--calibration": "9"}),
-    (("scripts/second_turn.py",), {"--pairs": "1"}),
+    (("scripts/measure_second_turn.py",), {"--pairs": "1"}),
     # A budget of minutes is spent after a step or none: nothing here depends on how many there were.
     (("scripts/train_easy_vqa.py",), {"--minutes": "0.0001", "--output": "runs/trained"}),
     (("scripts/train_learned.py", "--evaluate"), {

@@ -95,7 +95,7 @@ BROKEN = {
     "an unknown program": ("```bash\nnosuch --help\n```", "no way to run nosuch"),
     "two commands in a line": ("```bash\nvtc methods | head\n```", "not one plain command"),
     "an unknown script": ("```bash\npython scripts/nosuch.py\n```", "No such file"),
-    "an unknown option of a script": ("Run `python scripts/second_turn.py --pears 3`.", "exit code 2"),
+    "an unknown option of a script": ("Run `python scripts/measure_second_turn.py --pears 3`.", "exit code 2"),
     "an unknown option of torchrun": ("Run `torchrun --nproc 2 -m vtc.cli eval`.", "no option --nproc"),
     "an unknown script of torchrun": ("Run `torchrun scripts/nosuch.py ...`.", "neither a command"),
     "an unknown extra": ("```bash\npip install '.[nosuch]'\n```", "no extra 'nosuch'"),

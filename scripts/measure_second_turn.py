@@ -1,7 +1,7 @@
 """What a second question about the same picture loses: asked on the cache that the first question left reduced.
 
-    python scripts/second_turn.py                                  # the testbed's model, its dev pictures
-    python scripts/second_turn.py --methods adaptive,divprune+share --budgets 0.125,0.0625 --pairs 300
+    python scripts/measure_second_turn.py                                  # the testbed's model, its dev pictures
+    python scripts/measure_second_turn.py --methods adaptive,divprune+share --budgets 0.125,0.0625 --pairs 300
 
 First turn: the picture and question 1, answered. Second turn: question 2, on the same cache. Beside it: question 2
 asked first, of the same pictures, and the second turn of the unpatched model (which the testbed's model was not trained
