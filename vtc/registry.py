@@ -89,6 +89,20 @@ class Registry(Generic[T]):
         self._discover()
         return len(self._entries)
 
+    def by_class(self) -> tuple[Callable, Callable]:
+        """``__getattr__`` and ``__dir__`` of the entries' package: each class under its own name, ``FastV``."""
+
+        def classes() -> dict[str, T]:
+            return {getattr(entry, "__name__", name): entry for name, entry in self.items()}
+
+        def __getattr__(name: str) -> T:
+            found = {} if name.startswith("_") else classes()  # private names are asked for while entries are imported
+            if name not in found:
+                raise AttributeError(f"{self.package} has no {name!r}; there are {', '.join(found)}")
+            return found[name]
+
+        return __getattr__, lambda: sorted(classes())
+
     def items(self) -> list[tuple[str, T]]:
         self._discover()
         return sorted(self._entries.items())

@@ -9,16 +9,4 @@ from vtc.registry import Registry
 
 registry: Registry = Registry("method", "vtc.methods", group="vtc.methods")
 register = registry.register
-
-
-def __getattr__(name: str):
-    if name.startswith("_"):
-        raise AttributeError(name)
-    for _, method in registry.items():
-        if method.__name__ == name:
-            return method
-    raise AttributeError(f"vtc.methods has no {name!r}; there are {', '.join(m.__name__ for _, m in registry.items())}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *(m.__name__ for _, m in registry.items())])
+__getattr__, __dir__ = registry.by_class()
