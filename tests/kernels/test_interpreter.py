@@ -18,6 +18,6 @@ def test_kernels_pass_the_cases_of_the_reference(file):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", [*SMALL, "../test_merge", "../test_share"])
+@pytest.mark.parametrize("file", [*SMALL, "../engine/test_merge", "../methods/test_share"])
 def test_kernels_pass_all_cases(file):
     run_interpreted(file, "test")
