@@ -202,6 +202,22 @@ def test_importing_vtc_imports_nothing_heavy():
     assert "peft" not in run(code) and "matplotlib" not in run(code)
 
 
+def test_faces_tell_what_they_have():
+    """What a person sees by ``dir``: names that are loaded on first use, and those that are there already."""
+    import vtc
+    import vtc.methods
+    import vtc.signals
+    import vtc.weights
+
+    for face, names in (
+        (vtc, ("patch", "methods", "__version__")),
+        (vtc.weights, ("compress", "gguf", "incrementally")),
+        (vtc.methods, ("FastV", "Method", "register")),
+        (vtc.signals, ("TextAttention", "Signal", "register")),
+    ):
+        assert set(names) <= set(dir(face)) and all(hasattr(face, name) for name in names)
+
+
 def test_transformers_imports_from_a_checkout():
     """A root package called ``kernels`` would shadow Hugging Face's and break this very import."""
     assert run("from transformers import LlavaForConditionalGeneration; print('ok')", cwd=ROOT).strip() == "ok"

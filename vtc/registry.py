@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -25,7 +26,7 @@ def handed_on(package: str, names: dict[str, str], modules: dict[str, str]) -> t
             return importlib.import_module(f"{package}.{modules[name]}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join([*names, *modules])}")
 
-    return __getattr__, lambda: sorted([*names, *modules])
+    return __getattr__, lambda: sorted({*vars(sys.modules[package]), *names, *modules})
 
 
 class Registry(Generic[T]):
@@ -101,7 +102,7 @@ class Registry(Generic[T]):
                 raise AttributeError(f"{self.package} has no {name!r}; there are {', '.join(found)}")
             return found[name]
 
-        return __getattr__, lambda: sorted(classes())
+        return __getattr__, lambda: sorted({*vars(sys.modules[self.package]), *classes()})
 
     def items(self) -> list[tuple[str, T]]:
         self._discover()

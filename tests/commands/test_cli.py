@@ -120,6 +120,8 @@ def test_the_testbed_has_a_name(tmp_path):
     result = call("eval", "scenes", "--methods", "random", "--budgets", "24", "--output", tmp_path / "out", *quick)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "out" / "config.json").read_text())["benchmark"]["name"] == "scenes"
+    other = call("eval", "scenes-mine", "--output", tmp_path / "other")
+    assert other.exit_code == 1 and "--data questions.jsonl or --benchmarks" in other.output
 
 
 def test_a_method_of_ones_own_module(ask, tmp_path, monkeypatch):

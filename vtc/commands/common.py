@@ -73,13 +73,13 @@ def model_option(args: list[str]) -> tuple[list[str], list[str]]:
     return named, others
 
 
-def one_budget(text: str, option: str = "--budget") -> Any:
-    """The budget of a command that works at one. Raises ``BudgetError``."""
+def one_budget(text: str) -> Any:
+    """The budget of a command that works at one. Raises ``VTCError`` for none or several."""
     from vtc.eval.cells import parse_budgets
 
     budgets = parse_budgets(text)
     if len(budgets) != 1:
-        raise VTCError(f"{option} {text!r} names {len(budgets)} budgets, and this command works at one; give one")
+        raise VTCError(f"--budget {text!r} names {len(budgets)} budgets, and this command works at one; give one")
     return budgets[0]
 
 
@@ -112,13 +112,14 @@ def resume_command() -> str:
 
 def sources(data: Path | None, benchmarks: str, data_dir: Path | None, model: str = "", **options: Any) -> list[Any]:
     """The benchmarks that are asked: your own file, or those that are named; of the testbed's model, the testbed."""
-    if not data and not benchmarks and model.partition("-")[0] == "scenes":
-        benchmarks = "scenes"
-    if bool(data) == bool(benchmarks):
-        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
+    from vtc.eval import scenes
     from vtc.eval.benchmarks import reader
     from vtc.eval.running import suite
 
+    if not data and not benchmarks and model in scenes.NAMES:
+        benchmarks = "scenes"
+    if bool(data) == bool(benchmarks):
+        raise VTCError("give either --data questions.jsonl or --benchmarks NAMES")
     return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
 
 

@@ -92,7 +92,8 @@ def ours(name: str) -> bool:
 def imported(module: str, name: str) -> type[Method]:
     """A method of somebody's own, ``module:Class`` on the command line, from what is installed or the present
     folder."""
-    sys.path.insert(0, os.getcwd())
+    here = os.getcwd()
+    sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
@@ -100,7 +101,7 @@ def imported(module: str, name: str) -> type[Method]:
             f"module {module!r} cannot be imported ({error}); install it, or start where it lies"
         ) from None
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(here)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UnknownName(f"{module}:{name} is no class of a method; give a subclass of vtc.methods.Method")
     return found
