@@ -12,7 +12,8 @@ from vtc.tokens import VisionTokens, top
 
 def portion(count: Tensor, share: float) -> Tensor:
     """``share`` of whole numbers, rounded down. The share is the fraction it was written as (0.29 of 100 is 29, and not
-    28 as in floats), so that nothing rounds, on any device."""
+    28 as in the authors' floats), so that nothing rounds, on any device; at the methods' defaults, 0.25, 0.4 and 0.5,
+    both are the same."""
     exact = Fraction(share).limit_denominator(10**6)
     return count * exact.numerator // exact.denominator
 
