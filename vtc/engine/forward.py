@@ -6,6 +6,7 @@ restored earlier only where something between the layers reads them (DeepStack, 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from vtc.budget.spend import Spend
 from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.stage_view import StageView
 from vtc.engine.capture.tower import PIXELS, TowerCapture
+from vtc.engine.embedded import pictures_in
 from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
@@ -29,7 +31,7 @@ from vtc.engine.stage_placement import place_stages
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
 from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
-from vtc.errors import NotReduced, UnsupportedModel
+from vtc.errors import NotReduced, UnsupportedModel, VTCError
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.signals.base import Signal
@@ -54,8 +56,10 @@ class Engine:
         self.current: Prefill | None = None
         self.earlier: deque[Prefill] = deque(maxlen=REPLAYED)
         self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
+        self.given: int | None = None  # tokens a prompt, where ``generate`` runs
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
+        self._lock = threading.RLock()
 
     def set_budget(self, budget: Budget) -> None:
         """Spend ``budget`` from the next forward on."""
@@ -74,13 +78,35 @@ class Engine:
                 yield from ((layer, signal) for signal in self.method.signals(stage))
 
     @contextmanager
-    def prompts_end_at(self, labels: Tensor) -> Iterator[None]:
-        """Prompts of the forwards inside end where ``labels [B, N]`` begin."""
-        before, self.labels = self.labels, labels
+    def alone(self) -> Iterator[None]:
+        """One thread at a time: what is known of a forward stands here while it runs. Raises ``VTCError``."""
+        if not self._lock.acquire(blocking=False):
+            raise VTCError(
+                "another thread runs this patched model right now, and would take this one's pictures for its own; "
+                "let one thread at a time run it (a lock, a queue), or give each thread a model of its own"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def prompts_end_at(self, labels: Tensor | None) -> Iterator[None]:
+        """Prompts of the forwards inside end where ``labels [B, N]`` begin (None: as it was said outside)."""
+        before, self.labels = self.labels, self.labels if labels is None else labels
         try:
             yield
         finally:
             self.labels = before
+
+    @contextmanager
+    def generating(self, given: int | None) -> Iterator[None]:
+        """The forwards inside are those of ``generate``, for prompts of ``given`` tokens (None: not given as ids)."""
+        before, self.given = self.given, given
+        try:
+            yield
+        finally:
+            self.given = before
 
     # ------------------------------------------------------------- before and after the model
 
@@ -97,11 +123,17 @@ class Engine:
         if kwargs.get("image_hidden_states") is not None:
             features["image"] = kwargs["image_hidden_states"]
         fresh = any(kwargs.get(name) is not None for name in PIXELS)
-        if given.shape[1] == 1 or not (fresh or any(f is not None for f in features.values())):
+        brings = fresh or any(f is not None for f in features.values())
+        mask, length = kwargs.get("attention_mask"), given.shape[1]
+        padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        found: dict[str, Tensor] = {}
+        if ids is None and length > 1 and not brings:
+            found = pictures_in(self.family, self.tower.runs, given, padding)
+        if length == 1 or not (brings or found):
             # Text only, or a decode step (whose token may even look like a placeholder).
             if torch.is_grad_enabled():
-                batch, length = given.shape[:2]
-                self.current = Prefill({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
+                clock = Stopwatch(False)
+                self.current = Prefill({}, None, None, length, given.shape[0], clock, grad=True, brings=False)
             return
         check_cache(kwargs.get("past_key_values"))
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -109,27 +141,31 @@ class Engine:
         if fresh:
             self.tower.runs = {}
         self.tower.adopt(features)
-        batch, length = given.shape[:2]
-        mask = kwargs.get("attention_mask")
-        padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        batch = given.shape[0]
         on_cpu = None if ids is None else ids.cpu()
         self.current = Prefill(
-            ids={} if on_cpu is None else self._placeholders(on_cpu),
+            ids=found if on_cpu is None else self._placeholders(on_cpu),
             input_ids=on_cpu,
             padding=None if padding is None or bool(padding.all()) else padding,
             length=length,
             batch=batch,
             clock=Stopwatch(given.device.type == "cuda"),
-            answers=self._answers(batch, length),
+            ends=self._ends(batch, length, ids is not None),
             grad=torch.is_grad_enabled(),
         )
 
-    def _answers(self, batch: int, length: int) -> Tensor | None:
-        if self.labels is None:
-            return None
-        if self.labels.shape != (batch, length):
-            raise ValueError(f"labels are {list(self.labels.shape)} and the prompts {[batch, length]}; give one a row")
-        return (self.labels != IGNORE).cpu()
+    def _ends(self, batch: int, length: int, by_ids: bool) -> Tensor | None:
+        """``[B]``: before which row each prompt ends. Behind it stands what is learned (``labels``), or what
+        ``generate`` wrote and drafted: candidates of speculative decoding, all there is where it uses no cache."""
+        if self.labels is not None:
+            if self.labels.shape != (batch, length):
+                had = list(self.labels.shape)
+                raise ValueError(f"labels are {had} and the prompts {[batch, length]}; give one a row")
+            first = (self.labels != IGNORE).int().argmax(dim=1).cpu()
+            return first.where(first > 0, length)
+        if self.given is not None and by_ids and self.given < length:
+            return torch.full((batch,), self.given)
+        return None
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""
@@ -176,8 +212,7 @@ class Engine:
             run.used = True
         held = cache_bytes(cache)
         self._report = None
-        budget = self.budget
-        self._finish = lambda: summarise(p, self.family, self.method, budget, self.stage_at, held)
+        self._finish = partial(summarise, p, self.family, self.method, self.budget, self.stage_at, held)
 
     def _all_cut(self, p: Prefill) -> bool:
         if self.router is not None:

@@ -33,12 +33,13 @@ class RowCacheLayer(DynamicLayer):
         self.kept: Columns | None = None
         self.tail = 0
         self.logical = 0
-        self.expected: tuple[Columns | None, int] | None = None
+        self.expected: tuple[Columns | None, int, int] | None = None
 
     @classmethod
     def adopt(cls, layer: DynamicLayer) -> RowCacheLayer:
         """Continue a plain dynamic layer (empty, or holding an unreduced first turn)."""
         own = cls(layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None)
+        own.record_past = getattr(layer, "record_past", False)
         if layer.get_seq_length() > 0:
             keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
             own.lazy_initialization(keys, values)
@@ -46,9 +47,10 @@ class RowCacheLayer(DynamicLayer):
             own.tail, own.logical = keys.shape[-2], layer.get_seq_length()
         return own
 
-    def expect(self, columns: Columns | None, length: int) -> None:
-        """The next ``update`` brings these columns (None: all), out of a forward of ``length`` logical rows."""
-        self.expected = (columns, length)
+    def expect(self, columns: Columns | None, length: int, behind: int = 0) -> None:
+        """The next ``update`` brings these columns (None: all), out of a forward of ``length`` logical rows, of which
+        the last ``behind`` are no prompt: ``crop`` may take them back."""
+        self.expected = (columns, length, behind)
 
     def columns(self, new: Columns | int, batch: int, device: torch.device) -> Columns:
         """The columns of all stored keys followed by ``new`` ones (a count means: contiguous)."""
@@ -70,12 +72,11 @@ class RowCacheLayer(DynamicLayer):
                 "this cache holds a reduced prompt, and a layer without the patch was about to read it: its columns "
                 "and sizes would be lost; decode while the patch is on, or start a new cache"
             )
-        (columns, length), self.expected = self.expected, None
+        (columns, length, behind), self.expected = self.expected, None
         if columns is None:
             self.tail += length
         else:
-            self.kept = self.columns(columns, key_states.shape[0], key_states.device)
-            self.tail = 0
+            self._keep(self.columns(columns, key_states.shape[0], key_states.device), behind)
         self.logical += length
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
@@ -84,9 +85,12 @@ class RowCacheLayer(DynamicLayer):
             self._leave(keys.shape[-2] - self.sliding_window + 1)
         return keys, values
 
-    def hold(self, columns: Columns, keys: Tensor, values: Tensor) -> None:
+    def _keep(self, columns: Columns, behind: int) -> None:
+        self.kept, self.tail = columns.each(lambda t: t[:, : t.shape[1] - behind]), behind
+
+    def hold(self, columns: Columns, keys: Tensor, values: Tensor, behind: int = 0) -> None:
         """Store these in place of all that is stored: a forward's keys were reduced after ``update`` brought them."""
-        self.kept, self.tail = columns, 0
+        self._keep(columns, behind)
         self.keys, self.values = keys, values
         if self.sliding_window is not None and not self.record_past:
             self._leave(keys.shape[-2] - self.sliding_window + 1)
@@ -135,8 +139,9 @@ class RowCacheLayer(DynamicLayer):
         remove = self.logical - tokens_to_remove if tokens_to_remove > 0 else -tokens_to_remove
         if remove > self.tail:
             raise ValueError(
-                f"cannot crop {remove} tokens: only the {self.tail} after the last reduced prompt can go; "
-                "start a new cache to go further back"
+                f"cannot crop {remove} tokens: only the {self.tail} after the last reduced prompt can go; start a new "
+                "cache to go further back (a loop of your own that verifies drafted tokens in the prompt's forward "
+                "says where the prompt ends: vtc.patching.api.prompts_end_at)"
             )
         if remove > 0:
             self.keys, self.values = self.keys[..., :-remove, :], self.values[..., :-remove, :]

@@ -50,7 +50,7 @@ class LayerArguments:
             return LazyMask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self.backend)
 
         if layer is not None:
-            layer.expect(new, p.length)
+            layer.expect(new, p.length, p.behind)
         key = ("mask", id(mask), id(cut), id(held), past)
         return {
             **kwargs,

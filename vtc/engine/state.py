@@ -69,8 +69,8 @@ class LayerPlan:
 @dataclass
 class Prefill:
     """One forward that brings pictures. ``ids``: modality -> placeholder rows, bool ``[B, N]`` on the CPU; ``padding``
-    bool ``[B, N]`` on the CPU, True = real, or None (all real); ``answers`` bool ``[B, N]`` on the CPU: rows whose
-    words are learned, where that is known."""
+    bool ``[B, N]`` on the CPU, True = real, or None (all real); ``ends [B]`` on the CPU: before which row each prompt
+    ends, where what is learned from it or drafted for it comes in the same forward, or None (all N rows)."""
 
     ids: dict[str, Tensor]
     input_ids: Tensor | None
@@ -78,7 +78,7 @@ class Prefill:
     length: int
     batch: int
     clock: Stopwatch
-    answers: Tensor | None = None
+    ends: Tensor | None = None
     grad: bool = False
     layout: Layout = field(
         init=False
@@ -108,17 +108,22 @@ class Prefill:
         return [n + m for n, m in zip(self.layout.count, self.layout.newlines, strict=True)]
 
     @property
+    def behind(self) -> int:
+        """How many rows stand behind every prompt's end: a cache may be asked to give them back."""
+        count = 0 if self.ends is None else self.length - int(self.ends.max())
+        real = count == 0 or self.padding is None or bool(self.padding[:, self.length - count :].all())
+        return count if real else 0
+
+    @property
     def last_cut(self) -> Cut | None:
         return self.cuts[-1] if self.cuts else None
 
     def last_row(self, there: Rows | None) -> Tensor:
-        """``[B]``: where each prompt's last real row stands among the rows that are ``there`` (None: all); the answer
-        that a training gives with it is no part of the prompt."""
+        """``[B]``: where each prompt's last real row stands among the rows that are ``there`` (None: all)."""
         last = torch.full((self.batch,), self.length - 1)
         if self.padding is not None:
             last = torch.where(self.padding, torch.arange(self.length), -1).amax(dim=1).clamp(min=0)
-        if self.answers is not None:
-            first = self.answers.int().argmax(dim=1)
-            last = torch.where(first > 0, first - 1, last)
+        if self.ends is not None:
+            last = torch.minimum(last, self.ends - 1)
         last = last.to(self.layout.row.device)
         return last if there is None else torch.searchsorted(there.rows, last[:, None])[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class TowerRun:
     counts: list[int] = field(default_factory=list)
     captured: dict[Signal, list[Tensor]] = field(default_factory=dict)
     output: Any = None  # weak references to what the call returned, to know it again
+    rows: Tensor | None = None  # the first columns of every feature row, to know it in a prompt of embeddings
     used: bool = False  # a forward has used it
 
 
@@ -45,11 +47,30 @@ class Place:
     newline: Tensor
 
 
+class Weakly:
+    """An attribute that holds a module without keeping it alive."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        module = instance.__dict__[self.name]()
+        if module is None:
+            raise ReferenceError(f"the model that this {type(instance).__name__} was made for is gone; hold on to it")
+        return module
+
+    def __set__(self, instance: Any, module: Any) -> None:
+        instance.__dict__[self.name] = weakref.ref(module)
+
+
 class Family:
     """One VLM family: found by inspection, stated only where inspection fails. Never changes the model."""
 
-    model: nn.Module  # the whole model, as the user holds it
-    base: Any  # the module whose forward places features into placeholders (``model.base_model``)
+    # Both may own a patch that holds this family.
+    model = Weakly()  # the whole model, as the user holds it
+    base = Weakly()  # the module whose forward places features into placeholders (``model.base_model``)
     decoder: Any  # the text model: has ``.layers``
     layers: nn.ModuleList  # its decoder layers
     token_ids: dict[str, int]  # modality -> placeholder id (both modalities may share one)

@@ -102,12 +102,12 @@ class View(Protocol):
 
     @property
     def last(self) -> Tensor:
-        """``[B]``: where each prompt's last row stands in the states. Where labels are given, the prompt ends before
-        the first one that is learned."""
+        """``[B]``: where each prompt's last row stands in the states. A prompt ends before the first label that is
+        learned, and before what was drafted for it."""
 
     @property
     def text(self) -> TextRows:
-        """The text rows that are left."""
+        """The prompts' text rows that are left (none behind a prompt's end)."""
 
     @property
     def picture_end(self) -> Tensor:

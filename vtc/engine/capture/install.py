@@ -1,21 +1,20 @@
-"""Which attention modules are hooked, for the signals that a method asks for."""
+"""Which attention modules are to be hooked, for the signals that a method asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.engine.attention.masks import Mask
-from vtc.engine.capture.attention_hook import hook_attention
+from vtc.engine.capture.attention_hook import Capture
 from vtc.engine.forward import Engine
 from vtc.signals.base import DecoderHook, Signal, TowerHook
 
 
-def install_hooks(engine: Engine) -> Iterator[Callable[[], Any]]:
-    """Hook one attention module after the other; gives what undoes each."""
+def hooks_of(engine: Engine) -> Iterator[tuple[nn.Module, Capture]]:
+    """Each attention module that is to be hooked, and what captures its calls."""
     tower: dict[Signal, TowerHook] = {}
     decoder: dict[int, dict[Signal, None]] = {}  # layer -> signals, in the order they were asked for
     for layer, signal in engine.asked():
@@ -28,12 +27,12 @@ def install_hooks(engine: Engine) -> Iterator[Callable[[], Any]]:
     for signal in sorted(tower, key=repr):
         towers = [family.tower_attention(tower[signal].layer, modality) for modality in family.token_ids]
         for module in dict.fromkeys(towers):
-            yield hook_attention(module, partial(engine.tower.capture, signal))
+            yield module, partial(engine.tower.capture, signal)
     for layer in sorted(decoder):
-        yield hook_attention(family.decoder_attention(layer), _captured(engine, layer, tuple(decoder[layer])))
+        yield family.decoder_attention(layer), _captured(engine, layer, tuple(decoder[layer]))
 
 
-def _captured(engine: Engine, layer: int, signals: tuple[Signal, ...]) -> Callable[[Tensor, Tensor, Mask, float], None]:
+def _captured(engine: Engine, layer: int, signals: tuple[Signal, ...]) -> Capture:
     def capture(q: Tensor, k: Tensor, mask: Mask, scale: float) -> None:
         engine.decoder.capture(engine.current, layer, signals, q, k, mask, scale)
 

@@ -38,8 +38,12 @@ class StageView:
 
     @cached_property
     def text(self) -> TextRows:
-        rows = text_rows(self.p)
-        return TextRows(rows.rows, rows.inside, rows.valid, self.p.layout.text_count)
+        rows, ends = text_rows(self.p), self.p.ends
+        if ends is None:
+            return TextRows(rows.rows, rows.inside, rows.valid, self.p.layout.text_count)
+        asked = rows.rows < ends.to(rows.rows.device)[:, None]
+        asked = asked if rows.valid is None else asked & rows.valid
+        return TextRows(rows.rows, rows.inside, asked, asked.sum(dim=1).tolist())
 
     @property
     def picture_end(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vtc.engine.embedded import rows_of
 from vtc.errors import NotReduced
 from vtc.models.base import Family, TowerRun
 from vtc.signals.base import Signal, TowerCall
@@ -32,7 +33,7 @@ class TowerCapture:
             output = call()
         finally:
             self.running = None
-        run.counts, run.output = self.family.entries(output), _references(output)
+        run.counts, run.output, run.rows = self.family.entries(output), _references(output), rows_of(output)
         for name in PIXELS:  # only their shapes are asked for from here on
             if isinstance(arguments.get(name), Tensor):
                 arguments[name] = arguments[name].to("meta")

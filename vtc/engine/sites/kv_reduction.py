@@ -82,7 +82,7 @@ class KeyReducer:
         columns = Columns(cut.rows + (total - p.length), cut.valid, cut.log_size)
         columns = columns if held is None else held.then(columns)
         if layer is not None:
-            layer.hold(columns, k, v)
+            layer.hold(columns, k, v, p.behind)
         rows = torch.arange(p.length, device=k.device).expand(p.batch, -1)
         subset = LazyMask(given, rows, columns, p.length, total, k.dtype, attn)
         if held is None:

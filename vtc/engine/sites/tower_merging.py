@@ -25,17 +25,18 @@ class MergingTower:
     def __init__(self, family: Family, modality: str, tower: TowerCapture, keeps: Callable[[list[int]], list[int]]):
         self.family, self.tower, self.keeps = family, tower, keeps
         self.prefix = family.tower_cls
-        self.blocks = [
-            MergingBlock(block, index, self.prefix, self.start, self.left)
-            for index, block in enumerate(family.tower_blocks(modality))
-        ]
+        self.blocks = family.tower_blocks(modality)
+
+    def merging(self) -> list[MergingBlock]:
+        """What runs in place of each block."""
+        return [MergingBlock(block, n, self.prefix, self.start, self.left) for n, block in enumerate(self.blocks)]
 
     def start(self, states: Tensor) -> Plan:
         """Merge evenly, until the blocks whose features are read leave as many groups as the budget allows."""
         run = self.tower.running
         if run is None:  # the tower alone, not for a prompt
             return Plan(stay)
-        used = implementation(self.blocks[0].block.attention)
+        used = implementation(self.blocks[0].attention)
         if used not in MASKED:
             raise UnsupportedModel(
                 f"the vision tower attends by {used}, which takes no weights for merged tokens; "
