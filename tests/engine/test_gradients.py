@@ -7,7 +7,7 @@ import torch
 
 import vtc
 from tests import zoo
-from tests.support import IN_DECODER, KINDS, MERGING, SOME_PAIRS, engine
+from tests.support import IN_DECODER, KINDS, MERGING, METHODS, SOME_PAIRS, engine, kept
 from tests.tolerances import assert_close
 from tests.versions import before
 from vtc.errors import UnsupportedModel
@@ -146,3 +146,17 @@ def test_a_training_step_lowers_the_loss():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_chooses_by_the_answer(method, model_of):
+    """What is learned is no part of the prompt: another answer, the same tokens; by words and by last rows alike."""
+    model = model_of("llava")
+    vtc.patch(model, method, budget=0.4)
+    sets = []
+    for answer in (zoo.words(4, seed=1), zoo.words(4, seed=2)):
+        prompt = zoo.prompt(model, 1)
+        prompt["input_ids"][0, -4:] = torch.tensor(answer)
+        loss_of(model, prompt)
+        sets.append(kept(model))
+    assert sets[0] == sets[1]

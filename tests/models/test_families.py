@@ -244,7 +244,8 @@ def test_parts(name):
 
 
 def test_videos_have_a_tower_of_their_own():
-    family = family_of(model_of("video_llava"))
+    model = model_of("video_llava")
+    family = family_of(model)
     assert family.tower_attention(0) in set(tower_of(family.base, ("image_tower",)).modules())
     assert family.tower_attention(0, "video") in set(tower_of(family.base, ("video_tower",)).modules())
 
@@ -259,7 +260,8 @@ def test_deepstack_is_read_between_layers():
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "mistral3", "llava"])
 def test_features_that_came_without_their_pixels(name):
     """Only lengths are known: the place is unknown, or, where rows and newlines hang on it, the family says so."""
-    family, run = family_of(model_of(name)), TowerRun("image", {}, counts=[36])
+    model = model_of(name)
+    family, run = family_of(model), TowerRun("image", {}, counts=[36])
     if name == "llava":
         assert (family.places(run)[0].grid == -1).all()
     else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import pickle
 
 import pytest
 import torch
@@ -139,17 +137,6 @@ def test_a_reduced_cache_is_not_read_without_its_patch(model_of):
         cache = model(**zoo.prompt(model, 1), use_cache=True).past_key_values
     with pytest.raises(NotReduced, match="while the patch is on"), torch.no_grad():
         model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
-
-
-def test_a_patched_model_is_not_copied_or_pickled(model_of):
-    """A copy would run the original's layers: its shadows are closures."""
-    model = model_of("llava")
-    copy.deepcopy(model)
-    vtc.patch(model, "random", budget=4)
-    with pytest.raises(VTCError, match="unpatch it, copy"):
-        copy.deepcopy(model)
-    with pytest.raises((VTCError, AttributeError, pickle.PicklingError)):
-        pickle.dumps(model)
 
 
 def test_pictures_beside_a_prompt_of_embeddings_never_pass_unreduced(model_of):

@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_said():
         vtc.report(model)
     with pytest.raises(VTCError, match="state_dict"):
         vtc.save(model, "never written")
-    with pytest.raises(VTCError, match="cannot be copied"):
+    with pytest.raises(VTCError, match="neither copied"):
         copy.deepcopy(model)
     handle = model.blocks[1].register_forward_hook(lambda module, args, out: out.clone())
     with pytest.raises(UnsupportedModel, match="those that left block 1"):

@@ -44,10 +44,10 @@ def halves(block: Any) -> Block:
     return Block(block, block.attn, attend, feed)
 
 
-def hook_keys(attention: Any, call: Callable[[Tensor], None]) -> Callable[[], None]:
-    """Call back with the keys ``[T, heads, t, d]`` of each attention; returns the undo. They pass through ``k_norm`` as
-    attention uses them, an identity where they are not normalised."""
-    return attention.k_norm.register_forward_hook(lambda module, args, keys: call(keys)).remove
+def hook_keys(attention: Any, hook: Callable[[nn.Module, tuple, Tensor], None]) -> Callable[[], None]:
+    """Call ``hook`` with the keys ``[T, heads, t, d]`` of each attention; returns the undo. They pass through
+    ``k_norm`` as attention uses them, an identity where they are not normalised."""
+    return attention.k_norm.register_forward_hook(hook).remove
 
 
 def refusal(model: nn.Module, reason: str) -> UnsupportedModel:

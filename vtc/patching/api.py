@@ -1,4 +1,4 @@
-"""The public verbs: patch a model, undo it, ask what it did. What they change stands in ``changes.py``."""
+"""The public verbs: patch a model, undo it, ask what it did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is changed on one model, and how each change is undone, in reverse order."""
+"""What one method at one budget changes on one model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import nn
 
 from vtc.engine.attention.attend import attend
 from vtc.engine.capture.attention_hook import hook_attention
-from vtc.engine.capture.install import install_hooks
+from vtc.engine.capture.install import hooks_of
 from vtc.engine.forward import Engine
 from vtc.engine.sites.tower_merging import MergingTower, unmasked
 from vtc.engine.stages import keeps_of
-from vtc.errors import UnsupportedModel, VTCError
+from vtc.errors import UnsupportedModel
 from vtc.methods.base import Method
 from vtc.models import family_of
+from vtc.models.base import Weakly
 from vtc.models.inspection import unwrapped
+from vtc.patching.changes import Changes, method_of, refuse_copies
 from vtc.signals.tower_groups import TowerGroups
 from vtc.tokens import Budget
 
@@ -34,7 +36,12 @@ class Patch:
 
     What a method learns is a submodule of the model while the patch is on, ``model.vtc_learned``: parameters, state
     dict, ``.to`` and ``.train`` see it. ``patch_of(model).method.module`` is the same object.
+
+    The model owns its patch, the patch what it lends to the model's modules (``changes.py``); nothing here may hold the
+    model itself, or it would outlast its last reference.
     """
+
+    model = Weakly()
 
     def __init__(self, model: nn.Module, method: Method, budget: Budget):
         self.model, self.budget = unwrapped(model), budget
@@ -47,7 +54,7 @@ class Patch:
             )
         self.method = method.bound(self._learned(method))
         self.engine = Engine(self.family, self.method, budget)
-        self._undo: list[Callable[[], Any]] = []
+        self.changes = Changes()
 
     def _learned(self, method: Method) -> nn.Module | None:
         """The learned part of ``method``: that of an equal method this model is patched with, or a new one."""
@@ -65,22 +72,22 @@ class Patch:
         self.budget = Budget.of(budget)
         self.engine.set_budget(self.budget)
 
-    def __deepcopy__(self, memo: dict) -> Patch:
-        raise VTCError("a patched model cannot be copied: vtc.unpatch it, copy, then vtc.patch the copy as well")
-
     def install(self) -> Patch:
         """Make every change; on an error none remains."""
         try:
+            self.changes.replace(self.model, "__reduce_ex__", refuse_copies)
             self._make_changes()
+            object.__setattr__(self.model, ATTRIBUTE, self)
+            forget_compiled()
         except BaseException:
             self.remove()
             raise
         return self
 
     def _make_changes(self) -> None:
-        family, engine = self.family, self.engine
+        family = self.family
         if self.method.module is not None:
-            self._own(self.method.module)
+            self.model.add_module(LEARNED, self.method.module)
         for modality in ("image", "video"):
             if hasattr(family.base, f"get_{modality}_features"):
                 self._wrap_tower(family.base, modality)
@@ -88,23 +95,14 @@ class Patch:
             self._wrap_placeholders(family.base)
         for index, layer in enumerate(family.layers):
             self._wrap_layer(layer, index)
-        self._wrap_labels()
-        before, after = family.base.register_forward_pre_hook, family.base.register_forward_hook
-        self._undo.append(before(_named(family.base, engine.begin), with_kwargs=True).remove)
-        self._undo.append(after(lambda module, args, output: engine.end(_cache_in(output))).remove)
-        text = family.decoder.register_forward_pre_hook(_named(family.decoder, engine.begin_text), with_kwargs=True)
-        self._undo.append(text.remove)
-        for undo in install_hooks(engine):
-            self._undo.append(undo)
+        self._wrap_base(family.base)
+        self._wrap_model(self.model)
+        begin_text = self.changes.lend(_named(family.decoder, self.engine.begin_text))
+        self.changes.undone_by(family.decoder.register_forward_pre_hook(begin_text, with_kwargs=True).remove)
+        for attention, capture in hooks_of(self.engine):
+            self.changes.undone_by(hook_attention(attention, self.changes.lend(capture)))
         self._weigh_keys()
         self._merge_in_tower()
-        object.__setattr__(self.model, ATTRIBUTE, self)
-        self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
-        forget_compiled()
-
-    def _own(self, module: nn.Module) -> None:
-        self.model.add_module(LEARNED, module)
-        self._undo.append(lambda: self.model._modules.pop(LEARNED))
 
     @contextmanager
     def learned_aside(self) -> Iterator[None]:
@@ -116,48 +114,57 @@ class Patch:
             if module is not None:
                 self.model.add_module(LEARNED, module)
 
-    def _replace(self, module: nn.Module, name: str, value: Any) -> None:
-        """Shadow a method of one module; undone by taking the shadow away (or putting an older one back)."""
-        older = module.__dict__.get(name)
-        object.__setattr__(module, name, value)
-
-        def undo() -> None:
-            if older is None:
-                module.__dict__.pop(name, None)
-            else:
-                object.__setattr__(module, name, older)
-
-        self._undo.append(undo)
-
     def _wrap_layer(self, layer: nn.Module, index: int) -> None:
-        forward: Callable = layer.forward
-        engine = self.engine
+        forward, engine = method_of(layer, "forward"), self.engine
 
         # The layer's forward and not its hooks: theirs then see what passes between layers, whatever their order.
         @functools.wraps(forward)
         def on_rows(*args, **kwargs):
             return engine.layer(index, forward, args, kwargs)
 
-        self._replace(layer, "forward", on_rows)
+        self.changes.replace(layer, "forward", on_rows)
 
-    def _wrap_labels(self) -> None:
-        """The model's forward and not a hook: PEFT calls it without hooks."""
-        forward: Callable = self.model.forward
-        if "labels" not in inspect.signature(forward).parameters:
-            return
+    def _wrap_base(self, base: nn.Module) -> None:
+        """What every forward passes, whoever calls it."""
+        forward, engine = method_of(base, "forward"), self.engine
+        names = list(inspect.signature(forward).parameters)
+
+        @functools.wraps(forward)
+        def around(*args, **kwargs):
+            with engine.alone():
+                engine.begin({**dict(zip(names, args, strict=False)), **kwargs})
+                output = forward(*args, **kwargs)
+                engine.end(_cache_in(output))
+                return output
+
+        self.changes.replace(base, "forward", around)
+
+    def _wrap_model(self, model: nn.Module) -> None:
+        """What says where prompts end. The model's forward and not a hook: PEFT calls it without hooks."""
+        forward, engine = method_of(model, "forward"), self.engine
 
         @functools.wraps(forward)
         def with_labels(*args, **kwargs):
-            if kwargs.get("labels") is None:
-                return forward(*args, **kwargs)
-            with self.engine.prompts_end_at(kwargs["labels"]):
+            with engine.alone(), engine.prompts_end_at(kwargs.get("labels")):
                 return forward(*args, **kwargs)
 
-        self._replace(self.model, "forward", with_labels)
+        if "labels" in inspect.signature(forward).parameters:
+            self.changes.replace(model, "forward", with_labels)
+        if not hasattr(model, "generate"):
+            return
+        generate = method_of(model, "generate")
+
+        @functools.wraps(generate)
+        def for_prompts(inputs=None, *args, **kwargs):
+            ids = kwargs.get("input_ids", inputs) if kwargs.get("inputs_embeds") is None else None
+            with engine.alone(), engine.generating(None if ids is None else ids.shape[1]):
+                return generate(inputs, *args, **kwargs)
+
+        self.changes.replace(model, "generate", for_prompts)
 
     def _wrap_tower(self, base: nn.Module, modality: str) -> None:
         name = f"get_{modality}_features"
-        features, engine = getattr(base, name), self.engine
+        features, engine = method_of(base, name), self.engine
         signature = inspect.signature(features)
 
         @functools.wraps(features)
@@ -166,13 +173,13 @@ class Patch:
                 return features(*args, **kwargs)
             given = signature.bind_partial(*args, **kwargs).arguments
             arguments = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
-            return engine.tower.around(modality, arguments, lambda: features(*args, **kwargs))
+            with engine.alone():
+                return engine.tower.around(modality, arguments, lambda: features(*args, **kwargs))
 
-        self._replace(base, name, captured)
+        self.changes.replace(base, name, captured)
 
     def _wrap_placeholders(self, base: nn.Module) -> None:
-        build: Callable = getattr(base, "get_placeholder_mask")  # noqa: B009
-        engine = self.engine
+        build, engine = method_of(base, "get_placeholder_mask"), self.engine
 
         @functools.wraps(build)
         def seen(*args, **kwargs):
@@ -180,7 +187,7 @@ class Patch:
             engine.seen_placeholders(masks if isinstance(masks, tuple) else (masks,))
             return masks
 
-        self._replace(base, "get_placeholder_mask", seen)
+        self.changes.replace(base, "get_placeholder_mask", seen)
 
     def _weigh_keys(self) -> None:
         """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
@@ -195,30 +202,32 @@ class Patch:
                     raise
                 continue
             self.engine.arguments.weighs.add(index)
-            self._undo.append(undo)
+            self.changes.undone_by(undo)
 
     def _merge_in_tower(self) -> None:
         """Where the method asks which tokens the tower merged, let it merge."""
-        engine, starts = self.engine, tuple(self.engine.stage_at)
+        engine, changes, starts = self.engine, self.changes, tuple(self.engine.stage_at)
         if not any(isinstance(s, TowerGroups) for s in self.method.signals(0)):
             return
 
         def keeps(totals: list[int]) -> list[int]:
-            return [k[0] for k in keeps_of(self.method, self.budget, starts, engine.depth, totals)]
+            return [k[0] for k in keeps_of(engine.method, engine.budget, starts, engine.depth, totals)]
 
         blocks = [
             block
             for modality in self.family.token_ids
-            for block in MergingTower(self.family, modality, engine.tower, keeps).blocks
+            for block in MergingTower(self.family, modality, engine.tower, keeps).merging()
         ]
         for block in {block.block.module: block for block in blocks}.values():  # one tower may serve both modalities
-            self._undo.append(hook_attention(block.block.attention, block.capture_attention, block.block.weigh))
-            self._replace(block.block.module, "forward", unmasked(block))
+            capture = changes.lend(block.capture_attention)
+            changes.undone_by(hook_attention(block.block.attention, capture, block.block.weigh))
+            changes.replace(block.block.module, "forward", unmasked(block))
 
     def remove(self) -> None:
         """Undo every change, the latest first."""
-        while self._undo:
-            self._undo.pop()()
+        self.model.__dict__.pop(ATTRIBUTE, None)
+        self.changes.undo()
+        self.model._modules.pop(LEARNED, None)
         forget_compiled()
 
 

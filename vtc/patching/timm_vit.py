@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from vtc.methods.base import Method
 from vtc.methods.tome import ToMe
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import blocks_of, hook_keys
-from vtc.patching.patch import ATTRIBUTE, Patch, forget_compiled
+from vtc.patching.changes import Changes
+from vtc.patching.patch import Patch
 from vtc.tokens import Budget
 from vtc.towers.groups import Groups
 from vtc.towers.merging import MergingBlock, Plan, at_most, towards
@@ -32,25 +34,25 @@ class VitPatch(Patch):
             )
         if method.rest:
             raise UnsupportedModel(f"rest={method.rest} are decoder layers, and this model has none; leave it out")
-        self.model: Any = unwrapped(model)
+        self.model = unwrapped(model)
         self.method, self.budget = method, budget
         self.blocks = blocks_of(self.model)
         self.rates = method.rates(len(self.blocks))
-        self.prefix = self.model.num_prefix_tokens
+        self.prefix: int = self.model.num_prefix_tokens
         self.tokens = [0] * len(self.blocks)
-        self._undo: list[Callable[[], Any]] = []
+        self.changes = Changes()
 
     def set_budget(self, budget: int | float | Budget) -> None:
         self.budget = Budget.of(budget)
 
     def _make_changes(self) -> None:
+        me = weakref.proxy(self)  # this owns what it lends
         for index, block in enumerate(self.blocks):
-            merging = MergingBlock(block, index, self.prefix, lambda states: Plan(self.away), self.left)
-            self._undo.append(hook_keys(block.attention, merging.capture))
-            self._replace(block.module, "forward", unmasked(merging))
-        object.__setattr__(self.model, ATTRIBUTE, self)
-        self._undo.append(lambda: self.model.__dict__.pop(ATTRIBUTE, None))
-        forget_compiled()
+            merging = MergingBlock(
+                block, index, self.prefix, lambda states: Plan(me.away), lambda *left: me.left(*left)
+            )
+            self.changes.undone_by(hook_keys(block.attention, self.changes.lend(keys_to(merging))))
+            self.changes.replace(block.module, "forward", unmasked(merging))
 
     def away(self, index: int, groups: Groups) -> list[int]:
         """How many tokens of each picture merge in block ``index``."""
@@ -67,6 +69,13 @@ class VitPatch(Patch):
         raise VTCError(
             "a plain ViT has no decoder to report on; vtc.patch_of(model).tokens counts what left each block"
         )
+
+
+def keys_to(merging: MergingBlock) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple, keys: Tensor) -> None:
+        merging.capture(keys)
+
+    return hook
 
 
 def unmasked(merging: MergingBlock) -> Callable[..., Tensor]:
