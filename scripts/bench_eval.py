@@ -23,9 +23,10 @@ from vtc.eval.asking.batches import batches
 from vtc.eval.asking.generate import Answerer
 from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import registry
-from vtc.eval.cells import build, parse_budget
 from vtc.eval.report import plots
 from vtc.eval.running.run import evaluate
+from vtc.methods._spelling import build
+from vtc.tokens import Budget
 
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    method, budget = options.method, parse_budget(options.budget)
+    method, budget = options.method, Budget.of(options.budget).value
     model, processor = load(str(scenes.checkpoint_path()), device=options.device)
     benchmark = registry["scenes"](limit=options.questions)
     answerer = Answerer(model, processor, benchmark.frame, max_new_tokens=benchmark.max_new_tokens)

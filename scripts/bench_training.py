@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 import vtc
-from vtc.eval.cells import build as method_of
+from vtc.methods._spelling import build as method_of
 
 IMAGE, TOKENS, TEXT, ANSWER = 3, 576, 64, 16
 SHAPES = {  # (depth, width, heads) of the tower and (..., inner) of the decoder, in proportion to LLaVA-1.5-7B

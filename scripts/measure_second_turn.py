@@ -19,7 +19,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 
 import vtc
 from vtc.eval import scenes
-from vtc.eval.cells import build, parse_specs
+from vtc.eval.cells import parse_specs
+from vtc.methods._spelling import build
 
 TOKENS = 4
 SECOND = " USER: {question} ASSISTANT:"

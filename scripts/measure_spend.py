@@ -19,7 +19,8 @@ from vtc.eval import scenes
 from vtc.eval.asking.generate import Answerer
 from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import Sample, registry
-from vtc.eval.cells import build, parse_budgets, parse_specs
+from vtc.eval.cells import parse_budgets, parse_specs
+from vtc.methods._spelling import build
 from vtc.methods.base import Method
 
 

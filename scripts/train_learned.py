@@ -22,7 +22,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import vtc
-from vtc.eval.cells import build
 from vtc.eval.results.statistics import paired_change
 from vtc.eval.scenes import SIZE, TYPES, checkpoint_path, samples
 from vtc.eval.scenes.ask import Question, ask_about
@@ -35,6 +34,7 @@ from vtc.eval.scenes.train.pictures import prepare
 from vtc.eval.scenes.train.stage2 import FeatureStore
 from vtc.eval.scenes.vocabulary import EOS, IDS, PAD, encode
 from vtc.files.atomic import write_json
+from vtc.methods._spelling import build
 from vtc.patching.api import prompts_end_at
 from vtc.patching.patch import LEARNED
 from vtc.tokens import Budget

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from vtc.engine.stages import slot_values
+from vtc.methods._contract import check_reduction
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 from vtc.signals.question_state import QuestionState
@@ -113,19 +114,4 @@ def merged(reduction: Reduction, tokens: VisionTokens) -> Tensor:
 
 def check(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> None:
     """The contract of a Reduction: exactly ``keep[i]`` slots, each with its own anchor, nothing out of range."""
-    slot, anchor = reduction.slot, reduction.anchor
-    assert slot.shape == tokens.row.shape
-    assert anchor.shape == (len(keep), max(keep))
-    assert slot.dtype == anchor.dtype == torch.int64
-    assert (slot[~tokens.valid] == -1).all(), "padding has a slot"
-    for source, more, weight in reduction.also:
-        assert ((more < 0) | tokens.valid.gather(1, source)).all(), "padding is in a slot"
-        assert (more.amax(1) < torch.tensor(keep)).all(), "slot out of range"
-        assert weight[more >= 0].isfinite().all()
-    for i, (k, n) in enumerate(zip(keep, tokens.count, strict=True)):
-        own = anchor[i, :k]
-        assert (anchor[i, k:] == -1).all(), "anchors after the last slot"
-        assert ((own >= 0) & (own < n)).all(), "anchor out of range"
-        assert (own.diff() > 0).all(), "anchors not ascending"
-        assert ((slot[i] >= -1) & (slot[i] < k)).all(), "slot out of range"
-        assert slot[i, own].tolist() == list(range(k)), "an anchor is not in its own slot"
+    check_reduction("the method", reduction, tokens, keep)

@@ -41,17 +41,32 @@ class Budget:
         return hash((type(self.value), self.value))  # 1 token is not 1.0, all of them
 
     @classmethod
-    def of(cls, value: int | float | Budget) -> Budget:
-        """``value`` as a Budget; raises ``BudgetError`` when it is neither tokens nor a share."""
-        return value if isinstance(value, Budget) else cls(value)
+    def of(cls, value: int | float | str | Budget) -> Budget:
+        """``value`` as a Budget, a text as it is typed: ``"64"``, ``"0.25"``, ``"25%"``. Raises ``BudgetError`` when it
+        is neither tokens nor a share."""
+        if isinstance(value, Budget):
+            return value
+        return cls(_number(value) if isinstance(value, str) else value)
 
     def tokens(self, count: int) -> float:
         """Layer-averaged tokens allowed to a picture of ``count`` tokens: at least 1, at most ``count``."""
-        allowed = float(self.value) if isinstance(self.value, int) else math.floor(self.value * count + 1e-9)
+        allowed = self.value if isinstance(self.value, int) else math.floor(self.value * count + 1e-9)
         return float(min(max(allowed, 1), count))
 
     def __str__(self) -> str:
         return str(self.value) if isinstance(self.value, int) else f"{100 * self.value:g}%"
+
+
+def _number(text: str) -> int | float:
+    text = text.strip()
+    try:
+        if text.endswith("%"):
+            return float(text[:-1]) / 100
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise BudgetError(
+            f"budget {text!r} is not a number; give tokens like 64, or a share like 0.25 or 25%"
+        ) from None
 
 
 @dataclass

@@ -337,14 +337,14 @@ def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
 
 
 def test_calibrate_prints_what_eval_takes(saved):
-    from vtc.eval import cells
+    from vtc.methods._spelling import build, spell
 
     result = call("calibrate", "--model", saved, "--calibration", "scenes:dev", "--examples", "2", "--budget", "50%")
     assert result.exit_code == 0, result.stderr
-    method = cells.build(result.stdout.strip().splitlines()[-1])
+    method = build(result.stdout.strip().splitlines()[-1])
     assert method.name == "adaptive"
     for spec in ("adaptive:layer=3:narrow=0.5", "adaptive:layer=null", "divprune+share", "pyramiddrop:layers=[1, 2]"):
-        assert cells.build(cells.spell(cells.build(spec))) == cells.build(spec)
+        assert build(spell(build(spec))) == build(spec)
 
 
 def test_sensitivity_asks_any_benchmark(saved, tmp_path):

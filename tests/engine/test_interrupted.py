@@ -76,7 +76,7 @@ def stop_at(point: tuple[str, int], run: Callable[[], object]) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_stopped_at_every_call_in_turn(spec, model_of):
     """At the first and at the last call of every function of the library that a generation runs."""
-    from vtc.eval.cells import build
+    from vtc.methods._spelling import build
 
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
@@ -124,7 +124,7 @@ class After(StoppingCriteria):
 @pytest.mark.parametrize("spec", ["fastv", "act", "router", "divprune+share"])
 def test_stopped_and_continued_on_its_cache(spec, model_of):
     """A generation that a criterion ended goes on where it was."""
-    from vtc.eval.cells import build
+    from vtc.methods._spelling import build
 
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)

@@ -25,8 +25,8 @@ from tests.reference import (
 from tests.support import KINDS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.errors import BudgetError, UnsupportedModel
-from vtc.eval.cells import build
 from vtc.methods import Act, Combined, DivPrune, FastV, HiRED
+from vtc.methods._spelling import build
 
 LAYERS = 4  # of the models here
 SPECS = (

@@ -9,7 +9,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import vtc
 from tests import zoo
 from tests.support import METHODS, REFUSED, generate, kept
-from vtc.eval.cells import build
+from vtc.methods._spelling import build
 
 QUICK = ("llava", "qwen2_5_vl", "aya_vision")  # plain, M-RoPE, sliding windows
 TOKENS = 12

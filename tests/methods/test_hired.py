@@ -8,9 +8,9 @@ from tests.pictures import batch, check, merged, picture, reduce, signals, witho
 from tests.support import engine, logits
 from tests.tolerances import assert_close, assert_same
 from vtc.errors import UnknownName, UnsupportedModel
-from vtc.eval.cells import build
 from vtc.methods import registry
 from vtc.methods._share import share
+from vtc.methods._spelling import build
 from vtc.methods.hired import HiRED, quotas, selector, tiles
 from vtc.tokens import Reduction
 

@@ -253,7 +253,10 @@ def test_a_prompt_given_as_embeddings_is_reduced(model_of):
     assert vtc.report(model).average_tokens == 9
 
 
-@pytest.mark.parametrize("budget", [0, -1, 1.5, 0.0, -0.25, True, False, math.nan, math.inf, "64", None, [64]])
+ABSURD = [0, -1, 1.5, 0.0, -0.25, True, False, math.nan, math.inf, "many", "150%", None, [64]]
+
+
+@pytest.mark.parametrize("budget", ABSURD)
 def test_absurd_budgets_raise_and_leave_the_model_alone(budget, model_of):
     model = model_of("llava")
     with pytest.raises(BudgetError, match="give|least"):
@@ -261,7 +264,11 @@ def test_absurd_budgets_raise_and_leave_the_model_alone(budget, model_of):
     assert vtc.patch_of(model) is None
 
 
-@pytest.mark.parametrize(("budget", "tokens"), [(1, 1), (1.0, 36), (10**9, 36), (0.5, 18), (1e-9, 1), (35, 35)])
+MEANT = [(1, 1), (1.0, 36), (10**9, 36), (10**30, 36), (10**400, 36), (0.5, 18), (1e-9, 1), (35, 35)]
+TYPED = [("25%", 9), ("0.5", 18), ("7", 7), (" 64 ", 36)]
+
+
+@pytest.mark.parametrize(("budget", "tokens"), MEANT + TYPED)
 def test_what_a_budget_means(budget, tokens, model_of):
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
@@ -270,11 +277,18 @@ def test_what_a_budget_means(budget, tokens, model_of):
     assert vtc.report(model).average_tokens == tokens
 
 
+@pytest.mark.parametrize("model", [None, "./my-vlm", 7, ["llava"]])
+@pytest.mark.parametrize("verb", [vtc.patch, vtc.unpatch, vtc.patch_of, vtc.report, lambda m: vtc.save(m, "nowhere")])
+def test_what_is_no_model_is_told_so(verb, model):
+    with pytest.raises(UnsupportedModel, match=rf"{type(model).__name__}.* is no model; load one first"):
+        verb(model)
+
+
 def test_unknown_names_and_options_name_the_neighbours(model_of):
     model = model_of("llava")
     with pytest.raises(UnknownName, match="'divprune'"):
         vtc.patch(model, "divprun")
-    with pytest.raises(ValueError, match="has no option sede; it has"):
+    with pytest.raises(ValueError, match="has no option 'sede'; did you mean 'seed'"):
         vtc.patch(model, "random", sede=1)
     with pytest.raises(ValueError, match="already built"):
         vtc.patch(model, vtc.methods.Random(), seed=1)

@@ -48,12 +48,12 @@ def calibrate(
 
     In Python: vtc.patch(model, vtc.calibrate(model, prompts), budget).
     """
-    from vtc.eval import cells
     from vtc.eval.asking.load import load
+    from vtc.methods._spelling import spell
     from vtc.patching.calibration import calibrate as run
 
     least = one_budget(budget)
     source = benchmark(calibration, examples, data_dir, seed)
     samples = list(source.samples())
     vlm, processor = load(model, dtype, device, attn)
-    typer.echo(cells.spell(run(vlm, batches(vlm, processor, source, samples, batch_size), least)))
+    typer.echo(spell(run(vlm, batches(vlm, processor, source, samples, batch_size), least)))

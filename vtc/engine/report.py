@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vtc.methods._spelling import spell
+
 if TYPE_CHECKING:
     from vtc.engine.state import Prefill
     from vtc.methods.base import Method
@@ -145,4 +147,4 @@ def summarise(
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     flops = decoder_flops(family.layers, rows, keys, past, p.batch, [width] * depth)
-    return Report(method.name, str(budget), pictures, rows, kv_bytes, flops, p.clock.milliseconds())
+    return Report(spell(method), str(budget), pictures, rows, kv_bytes, flops, p.clock.milliseconds())

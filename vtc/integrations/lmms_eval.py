@@ -25,8 +25,9 @@ from vtc.errors import BudgetError, DataError, VTCError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import Benchmark, Sample
-from vtc.eval.cells import build, parse_budget
 from vtc.eval.data.images import to_rgb
+from vtc.methods._spelling import build
+from vtc.tokens import Budget
 
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 
@@ -166,7 +167,7 @@ def wanted(method: str, budget: int | float | str | None) -> tuple[Any, int | fl
         raise VTCError(f"budget {budget!r} without a method; give method=NAME as well (see vtc methods)")
     if not limited:
         raise BudgetError(f"method {method!r} without a budget; give budget=64, or a share like budget=0.25")
-    return build(str(method)), parse_budget(str(budget))
+    return build(str(method)), Budget.of(str(budget)).value
 
 
 def settings(task: Mapping[str, Any], known: Any) -> tuple[dict[str, Any], Sequence[str]]:

@@ -14,7 +14,13 @@ SPECIAL = ("class_embedding", "cls_token", "class_token")  # parameters that are
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside ``torch.compile``, data-parallel and PEFT wrappers."""
+    """The transformers model inside ``torch.compile``, data-parallel and PEFT wrappers. Raises ``UnsupportedModel`` for
+    what is no model at all."""
+    if not issubclass(type(model), nn.Module):
+        raise UnsupportedModel(
+            f"{type(model).__name__} {repr(model) if isinstance(model, str) else ''} is no model; load one first, with "
+            "AutoModelForImageTextToText.from_pretrained(...) or vtc.load(folder)"
+        )
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod

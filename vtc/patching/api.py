@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vtc.engine.report import Report
 from vtc.errors import VTCError
 from vtc.methods import registry
+from vtc.methods._spelling import build, make
 from vtc.methods.base import Method
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import is_timm
@@ -29,22 +30,19 @@ def default_method(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def method_of(method: Given, options: dict[str, Any]) -> Method:
-    """A method from its name (``"visionzip"``), class or instance, or several from a list; options go to the
-    constructor."""
+    """A method from its spelling (``"visionzip"``, ``"divprune+share"``, ``"fastv:layer=3"``), class or instance, or
+    several from a list; options go to the constructor."""
     if isinstance(method, Method):
         if options:
             raise ValueError(f"options {sorted(options)} go with a method's name; this {method!r} is already built")
         return method
     if isinstance(method, (list, tuple)):
         return registry["combined"](methods=tuple(method_of(one, {}) for one in method), **options)
-    kind = registry[method] if isinstance(method, str) else method
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
+    if isinstance(method, str):
+        return build(method, **options)
+    if not (isinstance(method, type) and issubclass(method, Method)):
         raise ValueError(f"method {method!r} is neither a name, a vtc.methods class nor an instance of one")
-    known = list(getattr(kind, "__dataclass_fields__", {}))
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"{kind.name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return kind(**options)
+    return make(method, method.name, options)
 
 
 def patch_kind(model: nn.Module) -> type[Patch]:
@@ -59,14 +57,15 @@ def patch_kind(model: nn.Module) -> type[Patch]:
 def patch(
     model: nn.Module,
     method: Given | None = None,
-    budget: int | float | Budget = DEFAULT_BUDGET,
+    budget: int | float | str | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> nn.Module:
     """Make ``model`` spend at most ``budget`` vision tokens a picture, averaged over its decoder layers. In place.
 
-    method: a name (see ``vtc methods``), a class or instance from ``vtc.methods``; options go to its constructor. Of a
-    list, one runs after the other under the one budget.
-    budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens).
+    method: a name (see ``vtc methods``) as the command line spells it, ``"divprune+share"``, ``"fastv:layer=3"``, or a
+    class or instance from ``vtc.methods``; options go to its constructor. Of a list, one runs after the other under the
+    one budget.
+    budget: int >= 1 (tokens a picture) or float in (0, 1] (share of the picture's own tokens), or as typed: ``"25%"``.
     Patching again replaces the patch; an equal learned method keeps what it has learned. Returns the same object.
     Raises ``UnsupportedModel``, ``BudgetError``, ``UnknownName``; the model is unchanged after an error.
     """
@@ -98,7 +97,7 @@ def unpatch(model: nn.Module) -> nn.Module:
 def patched(
     model: nn.Module,
     method: Given | None = None,
-    budget: int | float | Budget = DEFAULT_BUDGET,
+    budget: int | float | str | Budget = DEFAULT_BUDGET,
     **options: Any,
 ) -> Iterator[nn.Module]:
     """``patch`` for the length of a ``with`` block; on exit an outer patch is restored."""

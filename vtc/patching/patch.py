@@ -19,6 +19,7 @@ from vtc.engine.forward import Engine
 from vtc.engine.sites.tower_merging import MergingTower, unmasked
 from vtc.engine.stages import keeps_of
 from vtc.errors import UnsupportedModel
+from vtc.methods._spelling import spell
 from vtc.methods.base import Method
 from vtc.models import family_of
 from vtc.models.base import Weakly
@@ -67,7 +68,10 @@ class Patch:
         like = next(p for p in self.family.decoder.parameters() if p.is_floating_point())
         return module.to(like.device, like.dtype).train(self.model.training)
 
-    def set_budget(self, budget: int | float | Budget) -> None:
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {spell(self.method)} at {self.budget}>"
+
+    def set_budget(self, budget: int | float | str | Budget) -> None:
         """Spend another budget from the next forward on; what was learned stays. Raises ``BudgetError``."""
         self.budget = Budget.of(budget)
         self.engine.set_budget(self.budget)

@@ -42,7 +42,7 @@ class VitPatch(Patch):
         self.tokens = [0] * len(self.blocks)
         self.changes = Changes()
 
-    def set_budget(self, budget: int | float | Budget) -> None:
+    def set_budget(self, budget: int | float | str | Budget) -> None:
         self.budget = Budget.of(budget)
 
     def _make_changes(self) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from vtc.errors import VTCError
-from vtc.eval.cells import parse_budget
+from vtc.tokens import Budget
 from vtc.training.run import run
 from vtc.training.settings import Settings
 
@@ -42,7 +42,7 @@ def parser(doc: str, defaults: dict) -> argparse.ArgumentParser:
     """One option for each setting."""
     out = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--output", type=Path, required=True, help="folder of the run")
-    kinds: dict = {"budget": parse_budget, "max_length": int, "distill": float}
+    kinds: dict = {"budget": lambda text: Budget.of(text).value, "max_length": int, "distill": float}
     for field in dataclasses.fields(Settings):
         name, default = "--" + field.name.replace("_", "-"), defaults.get(field.name, field.default)
         required = default is dataclasses.MISSING

@@ -22,11 +22,12 @@ from vtc.checkpoint.save_load import compression_of
 from vtc.errors import CheckpointError, DataError, VTCError
 from vtc.eval.asking.load import load as load_plain
 from vtc.eval.asking.load import pick_device
-from vtc.eval.cells import build, parse_budgets
+from vtc.eval.cells import parse_budgets
 from vtc.eval.results.journal import check_config
 from vtc.files.atomic import write_text
 from vtc.files.digest import weights_sha256
 from vtc.files.lock import lock
+from vtc.methods._spelling import build
 from vtc.models.inspection import unwrapped
 from vtc.patching.api import patch_of
 from vtc.training.collate import Collator

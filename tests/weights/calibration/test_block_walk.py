@@ -6,7 +6,7 @@ import torch
 import vtc
 from tests import zoo
 from vtc.errors import WeightsError
-from vtc.eval.cells import build
+from vtc.methods._spelling import build
 from vtc.models import family_of
 from vtc.weights.calibration.block_walk import Recorder, Walk
 from vtc.weights.calibration.token_weighting import by_gradient, weigher

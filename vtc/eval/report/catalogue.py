@@ -48,7 +48,9 @@ def families(method: Method) -> str:
             isinstance(signal.hook(0), TowerHook) for signal in seen
         ),
         "learned queries (Aria)": method.gridded,
-        "towers other than CLIP, SigLIP, Janus; pooled patches": any(isinstance(s, TowerGroups) for s in seen),
+        "towers whose tokens cannot merge (Aria, GOT-OCR 2, Mistral 3, Ovis 2, Perception-LM, Pixtral)": any(
+            isinstance(signal, TowerGroups) for signal in seen
+        ),
     }
     missing = [words for words, applies in never.items() if applies]
     return "all but " + ", ".join(missing) if missing else "all"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vtc.eval.cells import UNPATCHED, literal
+from vtc.eval.cells import UNPATCHED
+from vtc.methods._spelling import literal
 from vtc.tokens import Budget
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7b3294", "#8c510a", "#1b7837", "#b2182b")
