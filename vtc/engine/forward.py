@@ -6,10 +6,8 @@ restored earlier only where something between the layers reads them (DeepStack, 
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +22,7 @@ from vtc.engine.embedded import pictures_in
 from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
+from vtc.engine.prompt_ends import PromptEnds
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
@@ -31,13 +30,12 @@ from vtc.engine.stage_placement import place_stages
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
 from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
-from vtc.errors import NotReduced, UnsupportedModel, VTCError
+from vtc.errors import NotReduced, UnsupportedModel
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.signals.base import Signal
 from vtc.tokens import Budget
 
-IGNORE = -100  # labels that are not learned, as in transformers
 REPLAYED = 8  # forwards whose layers a backward pass may still replay (activation checkpointing)
 
 
@@ -55,11 +53,9 @@ class Engine:
         self.paused = False  # leave every forward alone
         self.current: Prefill | None = None
         self.earlier: deque[Prefill] = deque(maxlen=REPLAYED)
-        self.labels: Tensor | None = None  # of the forward that comes, -100 = not learned
-        self.given: int | None = None  # tokens a prompt, where ``generate`` runs
+        self.prompt_ends = PromptEnds()
         self._finish: Callable[[], Report] | None = None
         self._report: Report | None = None
-        self._lock = threading.RLock()
 
     def set_budget(self, budget: Budget) -> None:
         """Spend ``budget`` from the next forward on."""
@@ -76,37 +72,6 @@ class Engine:
             each = self.method.reduces_keys or self.method.skips_layers  # asked anew in every layer from its stage on
             for layer in range(first, self.depth if each else first + 1):
                 yield from ((layer, signal) for signal in self.method.signals(stage))
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One thread at a time: what is known of a forward stands here while it runs. Raises ``VTCError``."""
-        if not self._lock.acquire(blocking=False):
-            raise VTCError(
-                "another thread runs this patched model right now, and would take this one's pictures for its own; "
-                "let one thread at a time run it (a lock, a queue), or give each thread a model of its own"
-            )
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    @contextmanager
-    def prompts_end_at(self, labels: Tensor | None) -> Iterator[None]:
-        """Prompts of the forwards inside end where ``labels [B, N]`` begin (None: as it was said outside)."""
-        before, self.labels = self.labels, self.labels if labels is None else labels
-        try:
-            yield
-        finally:
-            self.labels = before
-
-    @contextmanager
-    def generating(self, given: int | None) -> Iterator[None]:
-        """The forwards inside are those of ``generate``, for prompts of ``given`` tokens (None: not given as ids)."""
-        before, self.given = self.given, given
-        try:
-            yield
-        finally:
-            self.given = before
 
     # ------------------------------------------------------------- before and after the model
 
@@ -150,22 +115,9 @@ class Engine:
             length=length,
             batch=batch,
             clock=Stopwatch(given.device.type == "cuda"),
-            ends=self._ends(batch, length, ids is not None),
+            ends=self.prompt_ends.of(batch, length, by_ids=ids is not None),
             grad=torch.is_grad_enabled(),
         )
-
-    def _ends(self, batch: int, length: int, by_ids: bool) -> Tensor | None:
-        """``[B]``: before which row each prompt ends. Behind it stands what is learned (``labels``), or what
-        ``generate`` wrote and drafted: candidates of speculative decoding, all there is where it uses no cache."""
-        if self.labels is not None:
-            if self.labels.shape != (batch, length):
-                had = list(self.labels.shape)
-                raise ValueError(f"labels are {had} and the prompts {[batch, length]}; give one a row")
-            first = (self.labels != IGNORE).int().argmax(dim=1).cpu()
-            return first.where(first > 0, length)
-        if self.given is not None and by_ids and self.given < length:
-            return torch.full((batch,), self.given)
-        return None
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""

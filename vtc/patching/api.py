@@ -131,7 +131,7 @@ def prompts_end_at(model: nn.Module, labels: Tensor) -> Iterator[nn.Module]:
     """In a training that computes its own loss: the prompts of the forwards inside end where ``labels [B, N]`` (-100 =
     not learned) begin, so that no method ranks tokens by the answer. A model given ``labels`` does so itself."""
     patch = patch_of(model)
-    with nullcontext() if patch is None else patch.engine.prompts_end_at(labels):
+    with nullcontext() if patch is None else patch.engine.prompt_ends.at(labels):
         yield model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from vtc.engine.capture.install import hooks_of
 from vtc.engine.forward import Engine
 from vtc.engine.sites.tower_merging import MergingTower, unmasked
 from vtc.engine.stages import keeps_of
-from vtc.errors import UnsupportedModel
+from vtc.errors import UnsupportedModel, VTCError
 from vtc.methods._spelling import spell
 from vtc.methods.base import Method
 from vtc.models import family_of
@@ -56,6 +57,7 @@ class Patch:
         self.method = method.bound(self._learned(method))
         self.engine = Engine(self.family, self.method, budget)
         self.changes = Changes()
+        self._lock = threading.RLock()
 
     def _learned(self, method: Method) -> nn.Module | None:
         """The learned part of ``method``: that of an equal method this model is patched with, or a new one."""
@@ -130,12 +132,12 @@ class Patch:
 
     def _wrap_base(self, base: nn.Module) -> None:
         """What every forward passes, whoever calls it."""
-        forward, engine = method_of(base, "forward"), self.engine
+        forward, engine, lock = method_of(base, "forward"), self.engine, self._lock
         names = list(inspect.signature(forward).parameters)
 
         @functools.wraps(forward)
         def around(*args, **kwargs):
-            with engine.alone():
+            with alone(lock):
                 engine.begin({**dict(zip(names, args, strict=False)), **kwargs})
                 output = forward(*args, **kwargs)
                 engine.end(_cache_in(output))
@@ -145,11 +147,11 @@ class Patch:
 
     def _wrap_model(self, model: nn.Module) -> None:
         """What says where prompts end. The model's forward and not a hook: PEFT calls it without hooks."""
-        forward, engine = method_of(model, "forward"), self.engine
+        forward, ends, lock = method_of(model, "forward"), self.engine.prompt_ends, self._lock
 
         @functools.wraps(forward)
         def with_labels(*args, **kwargs):
-            with engine.alone(), engine.prompts_end_at(kwargs.get("labels")):
+            with alone(lock), ends.at(kwargs.get("labels")):
                 return forward(*args, **kwargs)
 
         if "labels" in inspect.signature(forward).parameters:
@@ -161,14 +163,14 @@ class Patch:
         @functools.wraps(generate)
         def for_prompts(inputs=None, *args, **kwargs):
             ids = kwargs.get("input_ids", inputs) if kwargs.get("inputs_embeds") is None else None
-            with engine.alone(), engine.generating(None if ids is None else ids.shape[1]):
+            with alone(lock), ends.generating(None if ids is None else ids.shape[1]):
                 return generate(inputs, *args, **kwargs)
 
         self.changes.replace(model, "generate", for_prompts)
 
     def _wrap_tower(self, base: nn.Module, modality: str) -> None:
         name = f"get_{modality}_features"
-        features, engine = method_of(base, name), self.engine
+        features, engine, lock = method_of(base, name), self.engine, self._lock
         signature = inspect.signature(features)
 
         @functools.wraps(features)
@@ -177,7 +179,7 @@ class Patch:
                 return features(*args, **kwargs)
             given = signature.bind_partial(*args, **kwargs).arguments
             arguments = {**{k: v for k, v in given.items() if k != "kwargs"}, **given.get("kwargs", {})}
-            with engine.alone():
+            with alone(lock):
                 return engine.tower.around(modality, arguments, lambda: features(*args, **kwargs))
 
         self.changes.replace(base, name, captured)
@@ -233,6 +235,20 @@ class Patch:
         self.changes.undo()
         self.model._modules.pop(LEARNED, None)
         forget_compiled()
+
+
+@contextmanager
+def alone(lock: Any) -> Iterator[None]:
+    """One thread at a time: what is known of a forward stands on its model. Raises ``VTCError``."""
+    if not lock.acquire(blocking=False):
+        raise VTCError(
+            "another thread runs this patched model right now, and would take this one's pictures for its own; let one "
+            "thread at a time run it (a lock, a queue), or give each thread a model of its own"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _named(module: nn.Module, call: Callable[[dict[str, Any]], None]):

@@ -1,0 +1,51 @@
+"""Where the prompts of a forward end: what is learned from them, written or drafted for them is no part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # labels that are not learned, as in transformers
+
+
+class PromptEnds:
+    """What those who call the model say of the forwards that come."""
+
+    def __init__(self) -> None:
+        self.labels: Tensor | None = None
+        self.given: int | None = None  # tokens of each prompt that ``generate`` was given
+
+    @contextmanager
+    def at(self, labels: Tensor | None) -> Iterator[None]:
+        """Prompts of the forwards inside end where ``labels [B, N]`` begin (None: as it was said outside)."""
+        before, self.labels = self.labels, self.labels if labels is None else labels
+        try:
+            yield
+        finally:
+            self.labels = before
+
+    @contextmanager
+    def generating(self, given: int | None) -> Iterator[None]:
+        """The forwards inside are those of ``generate``, for prompts of ``given`` tokens (None: not given as ids)."""
+        before, self.given = self.given, given
+        try:
+            yield
+        finally:
+            self.given = before
+
+    def of(self, batch: int, length: int, by_ids: bool) -> Tensor | None:
+        """``[B]`` on the CPU: before which of its ``length`` rows each prompt of a forward ends; None: all are prompt.
+        Behind it stands what is learned, or what ``generate`` wrote and drafted: candidates of speculative decoding,
+        and all it wrote where it uses no cache."""
+        if self.labels is not None:
+            if self.labels.shape != (batch, length):
+                had = list(self.labels.shape)
+                raise ValueError(f"labels are {had} and the prompts {[batch, length]}; give one a row")
+            first = (self.labels != IGNORE).int().argmax(dim=1).cpu()
+            return first.where(first > 0, length)
+        if self.given is not None and by_ids and self.given < length:
+            return torch.full((batch,), self.given)
+        return None
