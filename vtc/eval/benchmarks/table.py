@@ -23,7 +23,7 @@ LONGEST_PATH = 1024  # characters; what is longer is a picture in base64
 @dataclass(frozen=True)
 class Table(Public):
     """``data``: the file. With options A to D the answer is a letter, read as MMBench reads it; else a text, or a list
-    of texts (``str(list)``), matched exactly but for case and punctuation. Pictures: base64, bytes, or paths beside the
+    of texts (``str(list)``), matched as ``vtc.eval.metrics.answers`` says. Pictures: base64, bytes, or paths beside the
     file (or in ``data_dir``). ``limit`` takes the first rows."""
 
     max_new_tokens: ClassVar[int] = 32
