@@ -19,8 +19,8 @@ class Sample:
     """One question. ``images`` is whatever the benchmark's ``pictures`` turns into pictures: nothing is decoded yet.
 
     ``where`` says where the row stands (file:line). A row that cannot be used has ``error``, the reason, and is never
-    asked nor scored. ``type`` and the coarser ``group`` split the tables. ``options``: the texts of options A, B, ...;
-    ``rule``: which of several ways of scoring this question has.
+    asked nor scored. ``type`` and the coarser ``group`` split the tables. ``options``: the texts of options A, B, ...,
+    empty where there is none under that letter; ``rule``: which of several ways of scoring this question has.
     """
 
     id: str
