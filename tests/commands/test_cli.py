@@ -188,19 +188,43 @@ def test_a_second_writer_is_refused_with_2(ask, data):
 
 def test_a_bad_sample_ends_with_1_or_is_counted(ask, data):
     with open(data, "a") as stream:
-        stream.write('\n{"id": "x"}\n')
+        stream.write('\n{"image": "none.png", "question": "what ?", "answer": "x"}\n')
     result = ask()
     error = result.output.splitlines()[-1]
-    assert result.exit_code == 1 and "2 answers are missing" in error and "q.jsonl:5: question is None" in error
+    assert result.exit_code == 1 and "2 answers are missing" in error and "q.jsonl:5: picture 'none.png'" in error
     assert (data.parent / "out" / "table.md").exists()  # the run went on to its end
     result = ask("--allow-errors")
     assert result.exit_code == 0 and "2 answers are missing" in " ".join(result.output.split())
 
 
-def test_a_run_without_any_answer_fails(ask, data):
-    data.write_text('{"id": "x"}\n')
+def test_a_bad_row_is_told_before_anything_is_written(ask, data):
+    with open(data, "a") as stream:
+        stream.write('\n{"id": "x"}\n')
+    result = ask()
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert "1 of 5 rows of q.jsonl cannot be used, first: q.jsonl:5: question is None" in result.output
+    assert not (data.parent / "out").exists()
     result = ask("--allow-errors")
-    assert result.exit_code == 1 and "no question could be answered, first: q.jsonl:1: " in result.output
+    assert result.exit_code == 0 and "2 answers are missing" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "q.jsonl holds no questions"),
+        ('{"id": "x"}\n{\n', "no row of q.jsonl can be used, first: q.jsonl:1: question is None"),
+        ('{"image": "none.png", "question": "what ?", "answer": "x"}\n' * 3, "first: q.jsonl:1: picture 'none.png'"),
+    ],
+    ids=["empty", "rows", "pictures"],
+)
+def test_a_run_without_any_answer_leaves_nothing_behind(ask, data, text, told):
+    data.write_text(text)
+    result = ask("--allow-errors")
+    assert result.exit_code == 1 and told in " ".join(result.output.split())
+    assert not list((data.parent / "out").glob("*table*")) and not list((data.parent / "out").glob("summary*"))
+    data.write_text('{"image": "0.png", "question": "what ?", "answer": "x"}\n')
+    result = ask()
+    assert result.exit_code == 0, result.output  # without --overwrite
 
 
 @pytest.mark.parametrize(
