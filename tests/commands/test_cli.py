@@ -246,6 +246,20 @@ def test_mistakes_are_one_line(ask, arguments, word):
     assert word in result.output and "Traceback" not in result.output
 
 
+def test_errors_and_reports_show_what_hides_in_names(ask, data):
+    """A file's name may hold what a terminal would obey."""
+    name = "q\x1b[31m\u202e\n<b>.jsonl"
+    file = data.rename(data.with_name(name))
+    with open(file, "a") as stream:
+        stream.write('\n{"id": "\x1b[1m"}\n')
+    result = ask("--data", file)
+    assert result.exit_code == 1 and "q\\x1b[31m\\u202e <b>.jsonl:5: " in result.output
+    assert not {"\x1b", "\u202e"} & set(result.output) and result.output.count("\n") == 1
+    folder = data.parent / "out\x1b[2J"
+    result = ask("--data", file, "--output", folder, "--allow-errors")
+    assert result.exit_code == 0 and "\\x1b[2J: " in result.output and "\x1b" not in result.output
+
+
 def test_debug_shows_the_traceback(ask):
     result = ask("--budgets", "1.5", "--debug")
     assert isinstance(result.exception, ValueError)
@@ -352,7 +366,7 @@ def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
 
     result = ask("--data", write_tsv(tmp_path))
     assert result.exit_code == 0, result.output
-    assert "3 questions a cell of `tsv`" in result.output
+    assert "3 questions a cell of tsv (test)" in result.output
 
 
 def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):
