@@ -75,6 +75,7 @@ def test_huge_answers(text, form):
 
 
 ALIKE, OTHER = ("3.50", "3.5"), ("5", "-5")
+CELLS = ("unpatched", "grid@4")
 
 
 @pytest.mark.parametrize("name", ["jsonl", "tsv", "parquet"])
@@ -91,11 +92,11 @@ def answered(cell, row, answer):
 
 
 def test_agreement_and_compare_share_it():
-    base = [answered("unpatched", n, pair[0]) for n, pair in enumerate((ALIKE, OTHER))]
-    cell = [answered("grid@4", n, pair[1]) for n, pair in enumerate((ALIKE, OTHER))]
-    found = summarise(base + cell, ["unpatched", "grid@4"], {})
-    assert found["cells"]["grid@4"]["agreement"]["same"] == 0.5
-    one, two = ({line["id"]: line for line in lines} for lines in (base, cell))
+    pairs = (ALIKE, ALIKE[::-1], OTHER)
+    base, mine = ([answered(cell, n, pair[m]) for n, pair in enumerate(pairs)] for m, cell in enumerate(CELLS))
+    found = summarise(base + mine, list(CELLS), {})
+    assert found["cells"][CELLS[1]]["agreement"]["same"] == 2 / 3
+    one, two = ({line["id"]: line for line in lines} for lines in (base, mine))
     assert drift(one, two)["answers_changed"] == 1
 
 

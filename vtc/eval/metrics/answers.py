@@ -11,11 +11,11 @@ An answer is compared by its normal form, which ``normalise`` makes in these ste
    the like. A hyphen at two letters or more is a blank: t-shirt is t shirt, and not tshirt.
 3. Numbers are numbers, in the digits of any script: 3.50 is 3.5, .5 is 0.5, +5 is 5, -0 is 0. Thousands may be set
    apart by commas (1,000 and 1,00,000), apostrophes, no-break spaces, or by points where there are several or a
-   comma follows (1.000.000 and 1.000,5); 1.000 alone is 1. Any other comma may be a decimal comma or make a list, so
-   3,5 is neither 3.5 nor 35. No numbers are codes (007), versions (v1.10), exponents (1e3) and words (three). A
-   blank between a number and a unit says nothing: 5 kg is 5kg.
-4. Articles. A leading a, an or the goes, unless nothing would be left. Before a single character A is a letter or a
-   name and stays: a 1, a b.
+   comma follows (1.000.000 and 1.000,5); 1.000 alone is 1, and plain blanks set nothing apart. Any other comma may
+   be a decimal comma or make a list, so 3,5 is neither 3.5 nor 35. No numbers are codes (007), versions (v1.10),
+   exponents (1e3) and words (three). A blank between a number and its unit says nothing: 5 kg is 5kg.
+4. Articles. The words a, an and the go before another word (a cat on the mat is cat on mat), and stay at the end:
+   vitamin a. Before a single character A is a letter or a name and stays: a 1, a b.
 
 An answer of nothing but punctuation stays as it is.
 """
@@ -49,7 +49,7 @@ GROUPED = (  # thousands mark, decimal mark
     (re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3})(?:\.[0-9]{3})+(?:,[0-9]+)?"), ".", ","),
     (re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3})+,[0-9]+"), ".", ","),
 )
-UNIT = re.compile(r"(?<=[0-9]) (?=[^\W\d_]|[%‰°])")
+UNIT = re.compile(r"(?<=[0-9]) (?=[^\W\d_]|[%‰°$€£¥₹₩₽₺₫₦])")
 
 
 def normalise(text: str) -> str:
@@ -58,11 +58,11 @@ def normalise(text: str) -> str:
     words = [word for word in map(bare, HYPHEN.sub(" ", text).split()) if word]
     if not words:
         return " ".join(text.split())
-    words = UNIT.sub("", " ".join(numbers(word) for word in words)).split()
-    first = 0
-    while first + 1 < len(words) and article(words[first], words[first + 1]):
-        first += 1
-    return " ".join(words[first:])
+    found: list[str] = []
+    for word in reversed(UNIT.sub("", " ".join(map(numbers, words))).split()):
+        if not (found and article(word, found[-1])):
+            found.append(word)
+    return " ".join(reversed(found))
 
 
 def exact_match(answer: str, expected: Sequence[str]) -> float:
