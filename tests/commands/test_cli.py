@@ -188,19 +188,43 @@ def test_a_second_writer_is_refused_with_2(ask, data):
 
 def test_a_bad_sample_ends_with_1_or_is_counted(ask, data):
     with open(data, "a") as stream:
-        stream.write('\n{"id": "x"}\n')
+        stream.write('\n{"image": "none.png", "question": "what ?", "answer": "x"}\n')
     result = ask()
     error = result.output.splitlines()[-1]
-    assert result.exit_code == 1 and "2 answers are missing" in error and "q.jsonl:5: question is None" in error
+    assert result.exit_code == 1 and "2 answers are missing" in error and "q.jsonl:5: picture 'none.png'" in error
     assert (data.parent / "out" / "table.md").exists()  # the run went on to its end
     result = ask("--allow-errors")
     assert result.exit_code == 0 and "2 answers are missing" in " ".join(result.output.split())
 
 
-def test_a_run_without_any_answer_fails(ask, data):
-    data.write_text('{"id": "x"}\n')
+def test_a_bad_row_is_told_before_anything_is_written(ask, data):
+    with open(data, "a") as stream:
+        stream.write('\n{"id": "x"}\n')
+    result = ask()
+    assert result.exit_code == 1 and result.output.count("\n") == 1
+    assert "1 of 5 rows of q.jsonl cannot be used, first: q.jsonl:5: question is None" in result.output
+    assert not (data.parent / "out").exists()
     result = ask("--allow-errors")
-    assert result.exit_code == 1 and "no question could be answered, first: q.jsonl:1: " in result.output
+    assert result.exit_code == 0 and "2 answers are missing" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "q.jsonl holds no questions"),
+        ('{"id": "x"}\n{\n', "no row of q.jsonl can be used, first: q.jsonl:1: question is None"),
+        ('{"image": "none.png", "question": "what ?", "answer": "x"}\n' * 3, "first: q.jsonl:1: picture 'none.png'"),
+    ],
+    ids=["empty", "rows", "pictures"],
+)
+def test_a_run_without_any_answer_leaves_nothing_behind(ask, data, text, told):
+    data.write_text(text)
+    result = ask("--allow-errors")
+    assert result.exit_code == 1 and told in " ".join(result.output.split())
+    assert not list((data.parent / "out").glob("*table*")) and not list((data.parent / "out").glob("summary*"))
+    data.write_text('{"image": "0.png", "question": "what ?", "answer": "x"}\n')
+    result = ask()
+    assert result.exit_code == 0, result.output  # without --overwrite
 
 
 @pytest.mark.parametrize(
@@ -220,6 +244,20 @@ def test_mistakes_are_one_line(ask, arguments, word):
     result = ask(*arguments)
     assert result.exit_code == 1 and result.output.startswith("error: ") and result.output.count("\n") == 1
     assert word in result.output and "Traceback" not in result.output
+
+
+def test_errors_and_reports_show_what_hides_in_names(ask, data):
+    """A file's name may hold what a terminal would obey."""
+    name = "q\x1b[31m\u202e\n<b>.jsonl"
+    file = data.rename(data.with_name(name))
+    with open(file, "a") as stream:
+        stream.write('\n{"id": "\x1b[1m"}\n')
+    result = ask("--data", file)
+    assert result.exit_code == 1 and "q\\x1b[31m\\u202e <b>.jsonl:5: " in result.output
+    assert not {"\x1b", "\u202e"} & set(result.output) and result.output.count("\n") == 1
+    folder = data.parent / "out\x1b[2J"
+    result = ask("--data", file, "--output", folder, "--allow-errors")
+    assert result.exit_code == 0 and "\\x1b[2J: " in result.output and "\x1b" not in result.output
 
 
 def test_debug_shows_the_traceback(ask):
@@ -328,7 +366,7 @@ def test_eval_reads_a_table_by_its_suffix(ask, tmp_path):
 
     result = ask("--data", write_tsv(tmp_path))
     assert result.exit_code == 0, result.output
-    assert "3 questions a cell of `tsv`" in result.output
+    assert "3 questions a cell of tsv (test)" in result.output
 
 
 def test_a_split_without_answers_is_refused_before_a_model_is_loaded(tmp_path):

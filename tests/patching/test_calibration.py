@@ -46,6 +46,29 @@ def test_tokens_rest_where_that_costs_nothing():
     assert vtc.calibrate(model, prompts, budget=0.2, layers=(2,), rest=(1,), progress=False).rest == (1,)
 
 
+@pytest.mark.parametrize("method", ["divprune", "act", "perceiver"])
+@pytest.mark.parametrize("how", ["calibrate", "calibrate_spend", "without prompts"])
+def test_a_patch_that_is_on_has_no_part_in_it_and_stays_on(how, method, model_of):
+    model = model_of("llava")
+    prompts = some_prompts(model)
+
+    def found():
+        if how == "calibrate_spend":
+            return vtc.calibrate_spend(model, prompts, budget=0.2, progress=False)
+        given = [] if how == "without prompts" else prompts
+        try:
+            return vtc.calibrate(model, given, budget=0.2, layers=(1, 2), narrow=(0.3,), rest=(), progress=False)
+        except ValueError as error:
+            return str(error)
+
+    plain = found()
+    vtc.patch(model, method, budget=0.4)
+    patch, want = vtc.patch_of(model), logits(model, prompts[0])
+    assert found() == plain
+    assert vtc.patch_of(model) is patch
+    assert torch.equal(logits(model, prompts[0]), want)
+
+
 def test_recurrent_decoders_get_no_second_cut():
     model = zoo.build("qwen3_5")
     assert vtc.calibrate(model, some_prompts(model, 1), budget=0.5, progress=False) == Adaptive(layer=None)
@@ -69,9 +92,6 @@ def test_bad_input():
     right = {**prompt, "attention_mask": prompt["attention_mask"].flip(1)}
     with pytest.raises(ValueError, match="padded on the right"):
         vtc.calibrate(model, [right], progress=False)
-    vtc.patch(model, budget=0.5)
-    with pytest.raises(ValueError, match="unpatch"):
-        vtc.calibrate(model, [prompt])
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 28, 32, 80])

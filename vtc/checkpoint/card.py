@@ -9,6 +9,7 @@ from typing import Any
 
 from vtc.checkpoint.learned import ADAPTER
 from vtc.checkpoint.peft import CONFIG, FOLDER, TENSORS
+from vtc.files import escape
 
 CARD = "README.md"
 OURS = "<!-- Written by vtc.save, which writes it anew unless this line is removed. -->"
@@ -35,7 +36,8 @@ def card(folder: Path, config: dict[str, Any]) -> str:
         tags=["vtc", *([config["method"]] if config["method"] else [])],
     )
     rows = "\n".join(f"| {what} | {value} |" for what, value in facts(folder, config, base))
-    return f"---\n{head.to_yaml()}\n---\n{OURS}\n# {base}, saved by vtc\n\n| | |\n|---|---|\n{rows}\n\n{usage(config)}"
+    title = f"# {escape.markdown(base)}, saved by vtc"
+    return f"---\n{head.to_yaml()}\n---\n{OURS}\n{title}\n\n| | |\n|---|---|\n{rows}\n\n{usage(config)}"
 
 
 def of_hub(name: str) -> bool:
@@ -52,11 +54,11 @@ def of_hub(name: str) -> bool:
 
 def facts(folder: Path, config: dict[str, Any], base: str) -> list[tuple[str, str]]:
     """The rows of the table."""
-    rows = [("base", f"`{base}`")]
+    rows = [("base", escape.code(base))]
     if config["method"] is not None:
         budget = config["budget"]
         least = f"{budget} vision tokens" if isinstance(budget, int) else f"{budget:.4g} of the vision tokens"
-        rows.append(("method", f"`{config['method']}` {code(config['options'])}"))
+        rows.append(("method", f"{escape.code(config['method'])} {code(config['options'])}"))
         rows.append(("budget", f"{least} of a picture, averaged over the decoder layers"))
     if (folder / ADAPTER).is_file():
         rows.append(("learned by the method", f"{parameters(folder / ADAPTER)} parameters, `{ADAPTER}`"))
@@ -97,4 +99,4 @@ def parameters(path: Path) -> str:
 
 
 def code(value: Any) -> str:
-    return "" if not value else f"`{json.dumps(value, sort_keys=True)}`".replace("|", "\\|")
+    return "" if not value else escape.code(json.dumps(value, sort_keys=True))

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from vtc.errors import VTCError
+from vtc.files.escape import visible
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 Model = Annotated[
@@ -97,7 +98,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if options.get("debug"):
                 raise
             hint = "" if isinstance(error, VTCError) else " (--debug shows where)"
-            typer.echo(f"error: {' '.join(str(error).split())}{hint}", err=True)
+            typer.echo(f"error: {visible(' '.join(str(error).split()))}{hint}", err=True)
             raise typer.Exit(2 if type(error).__name__ == "RunRefused" else 1) from None
 
     return run
@@ -151,4 +152,4 @@ def tell(results: Any) -> None:
 
     terminal.show(Console(), results.summary, results.measured)
     made = sorted(p.name for p in results.folder.iterdir() if not p.name.startswith("."))
-    typer.echo(f"{results.folder}: {', '.join(made)}")
+    typer.echo(visible(f"{results.folder}: {', '.join(made)}"))

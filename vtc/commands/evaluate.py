@@ -97,10 +97,11 @@ def evaluate(
         vtc eval --compare runs/before runs/after --output runs/drift
 
     torchrun deals the batches to its processes, a GPU each; the results are those of one process.
-    Killed at any moment, the same command goes on where it stopped. A sample that cannot be read, or fits no memory
-    even alone, is recorded as an error, counted and not scored; it is not tried again unless --overwrite starts over.
-    The run goes on, unless the first 20 samples all fail. Exit code 1: such errors without --allow-errors, a bad file
-    or model; 2: a run folder with other settings or another writer.
+    Killed at any moment, the same command goes on where it stopped. All rows of --data are read before anything is
+    written, and bad ones end the command unless --allow-errors passes over them. A sample that fails later, since its
+    picture cannot be read or fits no memory even alone, is recorded as an error, counted and not scored; it is not
+    tried again unless --overwrite starts over. The run goes on, unless the first 20 samples all fail. Exit code 1: such
+    errors without --allow-errors, a bad file or model; 2: a run folder with other settings or another writer.
     """
     if compare:
         if model or data or benchmarks:
@@ -113,11 +114,14 @@ def evaluate(
     from vtc.eval import distributed as ranks
     from vtc.eval.asking.generate import check_template
     from vtc.eval.asking.load import load
+    from vtc.eval.benchmarks.base import check_rows
     from vtc.eval.running import suite
 
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
+    for source in asked:
+        check_rows(source, allow_errors)
     world = ranks.join()
     vlm, processor = load(model, dtype, device, attn, learned=True)
     runs = suite.evaluate_all(

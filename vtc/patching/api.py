@@ -112,6 +112,20 @@ def patched(
 
 
 @contextmanager
+def laid_aside(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without its patch for the length of a ``with`` block, which may patch it otherwise. A model without a
+    patch is left alone."""
+    outer = patch_of(model)
+    unpatch(model)
+    try:
+        yield model
+    finally:
+        if outer is not None:
+            unpatch(model)
+            outer.install()
+
+
+@contextmanager
 def paused(model: nn.Module) -> Iterator[nn.Module]:
     """The whole model for the length of a ``with`` block, its patch left on: a model can so teach itself. A prompt that
     begins inside ends inside. A model without a patch is left alone."""

@@ -17,7 +17,7 @@ from vtc.errors import BudgetError
 from vtc.methods.adaptive import Adaptive
 from vtc.methods.divprune import DivPrune
 from vtc.models import family_of
-from vtc.patching.api import patch_of, patched, report
+from vtc.patching.api import laid_aside, patched, report
 from vtc.tokens import Budget
 
 NARROW = (0.5, 0.3, 0.15)
@@ -41,21 +41,20 @@ def calibrate(
     them); narrow: candidates for its width; rest: layers in which tokens may rest (default: all). No second cut and no
     rest are candidates too.
 
-    The budget should be the lowest that matters: what is right there is right above. Raises ``ValueError`` without
-    prompts, where one is padded on the right, or when the model is patched already.
+    The choice is made for this budget: at others the second cut may cost more than it brings, so compare with
+    ``layer=None`` there (docs/adaptive.md). A patch that is on stays on and has no part in it. Raises ``ValueError``
+    without prompts, or where one is padded on the right.
     """
     from tqdm import tqdm
 
     prompts = list(prompts)
     if not prompts:
         raise ValueError("calibrate needs prompts with pictures; give a few dozen, as the processor makes them")
-    if patch_of(model) is not None:
-        raise ValueError("this model is patched, and calibrate compares with the unpatched one; call vtc.unpatch first")
     family = family_of(model)
     depth = len(family.layers)
     if family.hybrid:
         return Adaptive(layer=None)
-    with tqdm(desc="calibrating", unit="try", disable=not progress) as bar:
+    with laid_aside(model), tqdm(desc="calibrating", unit="try", disable=not progress) as bar:
         tries = Tries(model, prompts, budget, bar)
         plain = Adaptive(layer=None)
         cuts = [Adaptive(layer=at, narrow=n) for at in (spread(depth) if layers is None else layers) for n in narrow]
@@ -140,16 +139,14 @@ def calibrate_spend(
     budget and never exceeds it (``spread`` of what is returned: least, mean and most tokens). What the questions and
     the answers are does not matter. least, most: bounds of one picture, as shares of what the budget allows it;
     power in (0, 1]: a picture's tokens grow with its need to that power.
-    Raises ``ValueError`` where the prompts bring no picture, or when the model is patched already.
+    A patch that is on stays on and has no part in it. Raises ``ValueError`` where the prompts bring no picture.
     """
     from tqdm import tqdm
 
-    if patch_of(model) is not None:
-        raise ValueError("this model is patched, and calibrate_spend counts whole pictures; call vtc.unpatch first")
     limit = Budget.of(budget).value
     pictures = []
     whole = DivPrune(spend=Spend(budget=1.0, level=1.0, least=1.0))  # measures needs and drops nothing
-    with patched(model, whole, budget=1.0):
+    with laid_aside(model), patched(model, whole, budget=1.0):
         for prompt in tqdm(prompts, desc="calibrating", unit="prompt", disable=not progress):
             if any(prompt.get(name) is not None for name in PIXELS):
                 model(**prompt)

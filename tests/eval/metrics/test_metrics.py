@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vtc.errors import DataError
-from vtc.eval.metrics import exact_match, mean, means, normalise
+from vtc.eval.metrics import exact_match, mean, means
 from vtc.eval.metrics.boxes import iou, parse_box, rescale
 from vtc.eval.metrics.ece import calibration_error
 from vtc.eval.metrics.mmmu import drawn_letter, mmmu_letter, open_score
@@ -18,25 +18,6 @@ from vtc.eval.metrics.reading import anls, relaxed_accuracy
 from vtc.eval.metrics.text import gqa_match, ocr_match
 from vtc.eval.metrics.vqa import consensus, textvqa_accuracy, vqa_accuracy, vqa_normalise
 from vtc.eval.metrics.yes_no import binary_figures, mme_answer, mme_scores, pope_answer
-
-
-def test_normalise():
-    assert normalise("  A T-Shirt. ") == "a tshirt"
-    assert normalise("Yes!") == "yes"
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected", "score"),
-    [
-        ("Yes.", ["yes"], 1),
-        ("t-shirt", ["tshirt"], 1),
-        ("a cat", ["cat"], 0),
-        ("cat", ["dog", "Cat"], 1),
-        ("", ["no"], 0),
-    ],
-)
-def test_exact_match(answer, expected, score):
-    assert exact_match(answer, expected) == score
 
 
 def test_means():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,8 +20,8 @@ class Sample:
     """One question. ``images`` is whatever the benchmark's ``pictures`` turns into pictures: nothing is decoded yet.
 
     ``where`` says where the row stands (file:line). A row that cannot be used has ``error``, the reason, and is never
-    asked nor scored. ``type`` and the coarser ``group`` split the tables. ``options``: the texts of options A, B, ...;
-    ``rule``: which of several ways of scoring this question has.
+    asked nor scored. ``type`` and the coarser ``group`` split the tables. ``options``: the texts of options A, B, ...,
+    empty where there is none under that letter; ``rule``: which of several ways of scoring this question has.
     """
 
     id: str
@@ -89,6 +90,41 @@ class Benchmark:
     def fingerprint(self) -> dict[str, Any]:
         """What must not change between two halves of one run."""
         return {"name": self.name, "split": self.split, "seed": self.seed, "limit": self.limit}
+
+
+def check_rows(benchmark: Benchmark, allow_errors: bool = False) -> None:
+    """Reads every row of a file of one's own (``data``), before a run begins. Raises ``DataError`` when one cannot be
+    used (with ``allow_errors`` when none can), when there is none, and when no picture of the first 20 can be read."""
+    if benchmark.data is None:
+        return
+    name, count = benchmark.data.name, 0
+    errors: list[str] = []
+    for count, sample in enumerate(benchmark.samples(), 1):  # noqa: B007  # how many there are
+        errors += [sample.error] if sample.error else []
+    if not count:
+        raise DataError(f"{name} holds no questions; give a file with one a row")
+    first = "; ".join(errors[:3])
+    if len(errors) == count:
+        raise DataError(f"no row of {name} can be used, first: {first}")
+    if errors and not allow_errors:
+        raise DataError(
+            f"{len(errors)} of {count} rows of {name} cannot be used, first: {first} (--allow-errors passes over them)"
+        )
+    check_pictures(benchmark)
+
+
+def check_pictures(benchmark: Benchmark, least: int = 20) -> None:
+    """Raises ``DataError`` when the pictures of the first ``least`` samples that may be asked cannot be read, any of
+    them: it stops at the first that can."""
+    reasons = []
+    for sample in islice((s for s in benchmark.samples() if not s.error), least):
+        try:
+            benchmark.pictures(sample)
+        except DataError as error:
+            reasons.append(str(error))
+        else:
+            return
+    raise DataError(f"no picture of the first {len(reasons)} questions can be read, first: {reasons[0]}")
 
 
 def hash_file(path: Path) -> str:

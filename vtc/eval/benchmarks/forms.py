@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from PIL import Image
@@ -12,6 +14,13 @@ from vtc.errors import DataError
 
 Form = Callable[[Any], Any]  # gives a column's value as it is wanted, or raises ValueError
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """What stands for a value that could not be read: the reason, in words that follow the column's name."""
+
+    reason: str
 
 
 def text(value: Any) -> str:
@@ -93,10 +102,21 @@ def conform(row: Mapping[str, Any], columns: Mapping[str, Form], where: str) -> 
     """The columns wanted, each in its form. Raises ``DataError`` that names the column and shows the schema."""
     out = {}
     for name, form in columns.items():
+        if isinstance(value := row.get(name), Unreadable):
+            raise DataError(f"{where}: column {name!r} {value.reason}")
         try:
-            out[name] = form(row.get(name))
+            out[name] = form(value)
         except (ValueError, TypeError):
-            schema = ", ".join(f"{key} ({f.__name__})" for key, f in columns.items())
             told = f"is {row[name]!r:.60}, not {form.__name__}" if name in row else "is missing"
-            raise DataError(f"{where}: column {name!r} {told}; the columns expected are {schema}") from None
+            raise DataError(f"{where}: column {name!r} {told}; the columns expected are {schema(columns)}") from None
     return out
+
+
+def schema(columns: Mapping[str, Form]) -> str:
+    """The columns in words, like ``question (text), A to Z (optional_text)``."""
+    found = []
+    for letters, names in groupby(columns, lambda name: len(name) == 1 and name.isupper()):
+        run = list(names)
+        told = {f"{run[0]} to {run[-1]}": columns[run[0]]} if letters else {name: columns[name] for name in run}
+        found += [f"{name} ({form.__name__})" for name, form in told.items()]
+    return ", ".join(found)

@@ -19,6 +19,7 @@ from vtc.eval.data.seen_texts import Seen
 
 MAX_LINE = 1_000_000  # bytes
 MAX_IMAGES = 64
+BOM = b"\xef\xbb\xbf"  # which Windows puts before a file, and so into the middle of files put together
 
 
 @register("jsonl")
@@ -26,7 +27,8 @@ MAX_IMAGES = 64
 class JSONL(Benchmark):
     """``data``: the file; picture paths are relative to ``data_dir`` (the file's own folder unless given), and stay in.
 
-    An optional ``type`` splits the tables. Rows that cannot be used come out as samples with ``error``.
+    A line without ``id`` has its number for one. An optional ``type`` splits the tables. Rows that cannot be used come
+    out as samples with ``error``.
     """
 
     name: ClassVar[str] = "jsonl"
@@ -47,7 +49,7 @@ class JSONL(Benchmark):
         for number, line in islice(lines(self.file), self.limit):
             where = f"{self.file.name}:{number}"
             try:
-                sample = parse(line, where)
+                sample = parse(line, number, where)
                 if not seen.add(sample.id):
                     raise DataError(f"{where}: id {sample.id!r} was used before; give every question its own id")
             except DataError as error:
@@ -68,7 +70,8 @@ class JSONL(Benchmark):
 
 
 def lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of every line that is not blank; a too long one comes out cut at ``MAX_LINE + 1`` bytes."""
+    """(number from 1, line) of every line that is not blank, without a byte-order mark; a too long one comes out cut at
+    ``MAX_LINE + 1`` bytes."""
     try:
         with open(file, "rb") as stream:
             number = 0
@@ -77,7 +80,7 @@ def lines(file: Path) -> Iterator[tuple[int, bytes]]:
                 rest = line
                 while not rest.endswith(b"\n") and (rest := stream.readline(MAX_LINE)):
                     pass  # skip what is beyond the limit without holding it
-                if line.strip():
+                if (line := line.removeprefix(BOM)).strip():
                     yield number, line
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}); give an existing jsonl file") from None
@@ -101,10 +104,10 @@ def record(line: bytes, where: str, holds: str) -> dict[str, Any]:
     return row
 
 
-def parse(line: bytes, where: str) -> Sample:
-    """One line as a sample; raises ``DataError`` with the place and the remedy."""
+def parse(line: bytes, number: int, where: str) -> Sample:
+    """Line ``number`` as a sample; raises ``DataError`` with the place and the remedy."""
     row = record(line, where, "id, image, question, answer")
-    identity = row.get("id")
+    identity = number if row.get("id") is None else row["id"]
     if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
         raise DataError(f"{where}: id is {identity!r:.80}; give every question a text or a whole number as id")
     return Sample(

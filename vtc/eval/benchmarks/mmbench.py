@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vtc.eval.benchmarks import forms, register
 from vtc.eval.benchmarks.base import Sample
-from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
+from vtc.eval.benchmarks.public import LETTER, Public, letter, lettered, option_lines, options_of
 from vtc.eval.metrics import mean, means
 from vtc.eval.metrics.options import circular, mmbench_letter
 
@@ -40,7 +40,7 @@ class MMBench(Public):
     }
 
     def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
-        options = present(row)
+        options = options_of(row, "ABCD")
         hint = f"{row['hint']} " if row["hint"] else ""
         question = f"{hint}{row['question']} There are several options:\n{option_lines(options)}\n{LETTER}"
         return [
@@ -60,8 +60,7 @@ class MMBench(Public):
         return sample.id if sample.error else str(int(sample.id) % ROTATION)
 
     def score(self, answer: str, sample: Sample) -> float:
-        options = dict(zip("ABCD", sample.options, strict=False))
-        return float(mmbench_letter(answer, options) == sample.answers[0])
+        return float(mmbench_letter(answer, lettered(sample.options)) == sample.answers[0])
 
     def aggregate(self, rows: Iterable[dict[str, Any]]) -> dict[str, float]:
         scored = [(int(row["id"]), row["score"], row["group"]) for row in rows]
@@ -70,9 +69,3 @@ class MMBench(Public):
         groups = means((group, hits[index]) for index, (_, group) in first.items() if group)
         single = {"single_pass": mean(score for score, _ in first.values())}
         return {"circular": mean(hits.values())} | single | groups
-
-
-def present(row: forms.Row) -> tuple[str, ...]:
-    """The options up to the first that is missing."""
-    texts = [row[name] for name in "ABCD"]
-    return tuple(texts[: texts.index("")] if "" in texts else texts)

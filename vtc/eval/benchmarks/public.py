@@ -76,11 +76,15 @@ class Public(Benchmark):
 
     def all_samples(self) -> Iterator[Sample]:
         for number, row in enumerate(self.stored()):
-            where = f"{self.name}:{self.split}:{number}"
+            where = self.place(number)
             try:
                 yield from self.questions(forms.conform(row, self.columns, where), number, where)
             except DataError as error:
                 yield Sample(f"row:{number}", where=where, error=str(error))
+
+    def place(self, number: int) -> str:
+        """Where a row stands, in words; ``number`` from 0."""
+        return f"{self.name}:{self.split}:{number}"
 
     def limited(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         if self.limit is None or not self.grouped:
@@ -127,15 +131,26 @@ def unique(samples: Iterable[Sample]) -> Iterator[Sample]:
         yield sample
 
 
+def lettered(options: Iterable[str]) -> dict[str, str]:
+    """The options that are there, by letter."""
+    return {letter: text for letter, text in zip(string.ascii_uppercase, options, strict=False) if text}
+
+
+def options_of(row: forms.Row, letters: str) -> tuple[str, ...]:
+    """The columns ``letters`` up to the last that holds an option."""
+    texts = [row[letter] for letter in letters]
+    return tuple(texts[: max((n for n, text in enumerate(texts, 1) if text), default=0)])
+
+
 def option_lines(options: Iterable[str]) -> str:
     """``A. first``, ``B. second``, a line each."""
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, options, strict=False))
+    return "\n".join(f"{letter}. {text}" for letter, text in lettered(options).items())
 
 
 def letter(answer: str, options: tuple[str, ...], where: str) -> str:
     """``answer`` as the capital letter of one of ``options``. Raises ``DataError``."""
     found = answer.strip().upper()
-    if len(found) != 1 or found not in string.ascii_uppercase[: len(options)]:
-        last = string.ascii_uppercase[len(options) - 1] if options else "none"
-        raise DataError(f"{where}: the answer {answer!r:.40} is not an option's letter; the last of them is {last}")
+    if found not in lettered(options):
+        there = ", ".join(lettered(options)) or "none"
+        raise DataError(f"{where}: column 'answer' is {answer!r:.40}, not an option's letter; there are {there}")
     return found

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 from vtc.errors import DataError, VTCError
 from vtc.eval.benchmarks.base import hash_file
-from vtc.eval.benchmarks.forms import Row
+from vtc.eval.benchmarks.forms import Row, Unreadable
 
 BATCH = 16  # rows of a parquet file in memory at once
+MAX_FIELD = 200_000_000  # characters of a field of a TSV file: a picture of 150 MB
+END = "\0"  # a last line of a TSV file that no file has: what holds it was quoted and never ended
 TAIL = 65536  # bytes; the end of a parquet file holds its schema and where everything is
 
 
@@ -58,7 +62,7 @@ def parquet_rows(file: Path) -> Iterator[Row]:
 def json_rows(file: Path) -> Iterator[Row]:
     """A JSON object a line."""
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(file, encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
                     row = json.loads(line)
@@ -72,18 +76,42 @@ def json_rows(file: Path) -> Iterator[Row]:
 
 
 def tsv_rows(file: Path) -> Iterator[Row]:
-    """Rows of a TSV file, every value a text, an empty one None."""
+    """Rows of a TSV file, every value a text, an empty one None; a row of another length than the head has an
+    ``Unreadable`` where it begins to differ."""
+    # The limit of csv is global, and of 128 KB: pictures in base64 are longer. It is only ever raised.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD))
     try:
-        import pandas
-    except ImportError:
-        raise VTCError("TSV files need pandas, which comes with datasets; pip install 'vtc-vlm[eval]'") from None
-    try:
-        with pandas.read_csv(file, sep="\t", dtype=str, keep_default_na=False, chunksize=BATCH) as chunks:
-            for chunk in chunks:
-                for row in chunk.to_dict("records"):
-                    yield {str(key): value or None for key, value in row.items()}
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(chain(stream, ["\n", END]), "excel-tab")
+            found = (row for row in reader if row)
+            head = next(found)
+            if len(set(head)) < len(head):
+                twice = next(name for name in head if head.count(name) > 1)
+                raise DataError(f"{file}: column {twice!r} stands twice in the head; name each column once")
+            for row in found:
+                if row == [END]:
+                    return
+                if row[-1].endswith(END):
+                    raise ValueError(f"a quote that is opened before line {reader.line_num - 1} is never closed")
+                yield fields(head, row)
+            raise ValueError("it has no head")
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{file} cannot be read as TSV ({brief(error)}); give a file of tab-separated values") from None
+
+
+def fields(head: list[str], row: list[str]) -> Row:
+    """A row by the names of the head."""
+    found: Row = {name: value or None for name, value in zip(head, row, strict=False)}
+    for name in head[len(row) :]:
+        found[name] = Unreadable(
+            "is missing, the row ends before it; write a tab for every column, also before an empty one"
+        )
+    if len(row) > len(head):
+        told = f"is the last of {len(head)}, and the row has {len(row)} fields; quote a field that holds tabs or quotes"
+        found[head[-1]] = Unreadable(told)
+    return found
 
 
 def find_hub(names: Sequence[str]) -> tuple[str, str]:

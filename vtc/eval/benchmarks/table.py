@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,19 @@ from typing import Any, ClassVar
 from vtc.errors import DataError
 from vtc.eval.benchmarks import forms, register, rows
 from vtc.eval.benchmarks.base import Sample, hash_file
-from vtc.eval.benchmarks.mmbench import present
-from vtc.eval.benchmarks.public import LETTER, Public, letter, option_lines
+from vtc.eval.benchmarks.public import LETTER, Public, letter, lettered, option_lines, options_of
 from vtc.eval.metrics import exact_match
-from vtc.eval.metrics.options import mmbench_letter
+from vtc.eval.metrics.letters import told_letter
 
 LONGEST_PATH = 1024  # characters; what is longer is a picture in base64
 
 
 @dataclass(frozen=True)
 class Table(Public):
-    """``data``: the file. With options A to D the answer is a letter, read as MMBench reads it; else a text, or a list
-    of texts (``str(list)``), matched exactly but for case and punctuation. Pictures: base64, bytes, or paths beside the
-    file (or in ``data_dir``). ``limit`` takes the first rows."""
+    """``data``: the file. Those of the columns A to Z that are not empty are a row's options, and its answer a letter,
+    which ``vtc.eval.metrics.letters`` reads from replies. Else it is a text, or a list of texts (``str(list)``), and
+    ``vtc.eval.metrics.answers`` says which are the same. Pictures: base64, bytes, or paths beside the file (or in
+    ``data_dir``). ``limit`` takes the first rows."""
 
     max_new_tokens: ClassVar[int] = 32
     metric: ClassVar[str] = "exact match, or the option's letter"
@@ -34,7 +35,7 @@ class Table(Public):
         "question": forms.text,
         "answer": forms.texts,
         "hint": forms.optional_text,
-        **dict.fromkeys("ABCD", forms.optional_text),
+        **dict.fromkeys(string.ascii_uppercase, forms.optional_text),
         "category": forms.optional_text,
     }
 
@@ -44,12 +45,15 @@ class Table(Public):
             raise DataError(f"no questions given; give --data questions.{self.name}")
         return self.data
 
+    def place(self, number: int) -> str:
+        return f"{self.file.name}: row {number + 1}"
+
     @property
     def root(self) -> Path:
         return self.data_dir or self.file.parent
 
     def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
-        options, answers, text = present(row), row["answer"], row["question"]
+        options, answers, text = options_of(row, string.ascii_uppercase), row["answer"], row["question"]
         if row["hint"]:
             text = f"{row['hint']}\n{text}"
         if options:
@@ -60,8 +64,7 @@ class Table(Public):
 
     def score(self, answer: str, sample: Sample) -> float:
         if sample.options:
-            options = dict(zip("ABCD", sample.options, strict=False))
-            return float(mmbench_letter(answer, options) == sample.answers[0])
+            return float(told_letter(answer, lettered(sample.options)) == sample.answers[0])
         return exact_match(answer, sample.answers)
 
     def fingerprint(self) -> dict[str, Any]:

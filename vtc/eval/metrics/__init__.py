@@ -1,4 +1,6 @@
-"""Scores of answers, as pure functions, one family a file; each equals the official code of its benchmark."""
+"""Scores of answers, as pure functions, one family a file. When two answers are the same ``answers`` defines; the other
+files equal the official code of their benchmarks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-from vtc.eval.metrics.text import exact_match, normalise
+from vtc.eval.metrics.answers import exact_match, normalise
 
 __all__ = ["exact_match", "mean", "means", "normalise"]
 

@@ -1,4 +1,4 @@
-"""Answers compared as texts: exact match in the ways that benchmarks mean it, and containment (OCRBench)."""
+"""Answers compared as texts in the ways that public benchmarks mean it: GQA's exact match, OCRBench's containment."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ from collections.abc import Sequence
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 # The full-width forms of ASCII, and the ideographic space.
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
-
-
-def normalise(text: str) -> str:
-    """Lower case, ASCII punctuation deleted, white space collapsed (articles stay)."""
-    return " ".join(text.lower().translate(PUNCTUATION).split())
-
-
-def exact_match(answer: str, expected: Sequence[str]) -> float:
-    """1.0 when the normalised answer equals any of the expected ones, else 0.0."""
-    return float(normalise(answer) in {normalise(e) for e in expected})
 
 
 def gqa_match(answer: str, expected: str) -> float:

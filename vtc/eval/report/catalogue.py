@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from rich.table import Table
+from rich.text import Text
 
 from vtc.eval import benchmarks
 from vtc.methods import registry
@@ -34,7 +35,7 @@ def table() -> Table:
         seen = dict.fromkeys(s.words() for n in range(len(method.stages())) for s in method.signals(n))
         share = "yes" if any(s.layer == 0 for s in method.stages()) else "no"
         trains = "yes" if method.trains else "no"
-        out.add_row(f"[bold]{name}[/bold]", site(method), "\n".join(seen) or "-", trains, share, families(method))
+        out.add_row(Text(name, "bold"), site(method), "\n".join(seen) or "-", trains, share, families(method))
     return out
 
 
@@ -65,7 +66,7 @@ def papers() -> Table:
         options = ", ".join(
             f"{f.name}={short(f.default)}" for f in fields(make) if f.name not in ("share", "spend", "rest")
         )
-        out.add_row(f"[bold]{name}[/bold]", "; ".join(filter(None, (make.paper, options, make.variants))))
+        out.add_row(Text(name, "bold"), "; ".join(filter(None, (make.paper, options, make.variants))))
     return out
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from vtc.eval.cells import UNPATCHED
 from vtc.eval.report.tables import order_key, split
+from vtc.files.escape import latex as escape
+from vtc.files.escape import spreadsheet, visible
 
 BASELINES = ("random", "grid", "pool")
 FIGURES = ("accuracy", "stderr", "retention", "tokens", "questions", "errors", "kv_bytes", "flops")
@@ -25,15 +27,20 @@ def comma_separated(summary: dict[str, Any], measured: dict[str, Any]) -> str:
     columns = ["method", "budget", *FIGURES, *change, *TIMES, *(f"accuracy:{kind}" for kind in kinds), "closed"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: spreadsheet(name) for name in columns})
     for name in summary["order"]:
         cell, timing = summary["cells"][name], measured.get(name, {}).get("timing", {})
         row: dict[str, Any] = dict(zip(("method", "budget"), split(name), strict=True))
         row |= {key: cell.get(key) for key in (*FIGURES, "closed")} | {key: timing.get(key) for key in TIMES}
         row |= dict(zip(change, cell.get("change") or (), strict=False))
         row |= {f"accuracy:{kind}": part["accuracy"] for kind, part in cell.get("types", {}).items() if kind}
-        writer.writerow({key: "" if unknown(value) else value for key, value in row.items()})
+        writer.writerow({key: field(value) for key, value in row.items()})
     return stream.getvalue()
+
+
+def field(value: Any) -> Any:
+    """A number as it is, a text harmless, nothing for what is not known."""
+    return "" if unknown(value) else spreadsheet(value) if isinstance(value, str) else value
 
 
 def unknown(value: Any) -> bool:
@@ -50,7 +57,8 @@ def latex(summary: dict[str, Any]) -> str:
     by_place = {split(name): cells[name] for name in names}
     best = {c: max((rounded(by_place.get((m, c))) for m in methods), default=-1.0) for c in columns}
     lines = [
-        f"% {summary['settings']['model_class']}, {summary['settings']['benchmark']['name']}; needs booktabs",
+        f"% {visible(summary['settings']['model_class'])}, {visible(summary['settings']['benchmark']['name'])}; "
+        "needs booktabs",
         "\\begin{tabular}{l" + "r" * max(len(columns), 1) + "}",
         "\\toprule",
         " & ".join(["method", *map(escape, columns)]) + " \\\\",
@@ -85,10 +93,3 @@ def entry(cell: dict[str, Any] | None, best: float) -> str:
     text = f"{value:.1f}"
     text = f"\\textbf{{{text}}}" if value == best else text
     return text if unknown(cell.get("stderr")) else f"{text} $\\pm$ {100 * cell['stderr']:.1f}"
-
-
-def escape(text: str) -> str:
-    """LaTeX's special characters, as they may stand in a method's spelling."""
-    for mark in ("\\", "&", "%", "$", "#", "_", "{", "}"):
-        text = text.replace(mark, "\\" + mark if mark != "\\" else "/")
-    return text.replace("~", "\\textasciitilde{}").replace("^", "\\textasciicircum{}")

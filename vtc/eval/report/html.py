@@ -6,11 +6,11 @@ import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from vtc.eval.report import cost_table, plots, robustness, tables
+from vtc.files.escape import html as escape
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #666; --line: #ddd; --best: #e3f1e3 }
@@ -91,9 +91,7 @@ def section(run: Run) -> list[str]:
     parts += beyond(run)
     parts += titled("Time, memory and energy", cost_table.HEAD, cost_table.rows(run.measured))
     parts += brittle(run.folder / "robustness.json")
-    parts += [
-        f'<p class="note">{escape(text).replace("**", "")}</p>' for text in tables.notes(run.summary, run.measured)
-    ]
+    parts += [f'<p class="note">{escape(text)}</p>' for text in tables.notes(run.summary, run.measured)]
     pictures = sorted((run.folder / "overlays").glob("*.png"))
     parts += ["<h3>What was kept</h3>"] if pictures else []
     parts += [figure(path, path.stem) for path in pictures]
@@ -102,7 +100,7 @@ def section(run: Run) -> list[str]:
 
 def titled(title: str, head: Sequence[str], rows: list[list[str]]) -> list[str]:
     """A table under its title; nothing without rows."""
-    return [f"<h3>{title}</h3>", table([text.strip("*") for text in head], rows)] if rows else []
+    return [f"<h3>{title}</h3>", table(head, rows)] if rows else []
 
 
 def beyond(run: Run) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vtc.eval.report.overlay_paint import EDGE, SIDE, anchor, faded, tinted
+from vtc.files.escape import visible
 
 GAP, LINE, MARK = 12, 15, 10
 COLUMNS = 6
@@ -32,7 +33,7 @@ def sheet(title: str, panels: list[Panel]) -> Image.Image:
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width = columns * (SIDE + GAP) + GAP
-    head = list(lines(title, ImageFont.load_default(14), width - 2 * GAP))
+    head = list(lines(visible(" ".join(title.split())), ImageFont.load_default(14), width - 2 * GAP))
     legend = list(places(width - 2 * GAP))
     top = GAP + len(head) * (LINE + 3)
     cell_height = max(panel.picture.height for panel in panels) + 2 * LINE + GAP
@@ -72,7 +73,7 @@ def tell(pen: ImageDraw.ImageDraw, at: tuple[int, int], panel: Panel) -> None:
 
 def write(pen: ImageDraw.ImageDraw, at: tuple[int, int], text: str, color: str, room: int) -> None:
     """The text as large as fits, and what does not fit even small with dots for its end."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     size = next((size for size in range(12, 8, -1) if ImageFont.load_default(size).getlength(text) <= room), 9)
     font = ImageFont.load_default(size)
     if font.getlength(text) > room:

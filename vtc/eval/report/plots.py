@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtc.eval.cells import UNPATCHED
+from vtc.files import escape
 from vtc.methods._spelling import literal
 from vtc.tokens import Budget
 
@@ -114,7 +115,8 @@ def pareto(summary: dict[str, Any], measured: dict[str, Any], path: Path, axis: 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines, base = curves(summary, measured, axis), summary["cells"][UNPATCHED]
+    lines = {escape.figure(method): points for method, points in curves(summary, measured, axis).items()}
+    base = summary["cells"][UNPATCHED]
     figure = Figure(figsize=(8.6, max(5.2, 0.4 + 0.21 * len(lines))), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

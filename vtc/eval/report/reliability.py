@@ -8,6 +8,7 @@ from typing import Any
 
 from vtc.eval.report.tables import split
 from vtc.eval.results.statistics import wilson
+from vtc.files import escape
 
 LEAST = 5  # answers of a bin that is drawn
 COLUMNS = 5  # panels side by side
@@ -84,7 +85,7 @@ def panel(axes: Any, method: str, found: dict[str, list[dict[str, Any]]], looks:
             )
     if not any(enough(bins) for bins in found.values()):
         axes.text(0.5, 0.5, f"no bin of {LEAST} answers", ha="center", fontsize=8, color="#777777")
-    axes.set_title(method, fontsize=9)
+    axes.set_title(escape.figure(method), fontsize=9)
     axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.05))
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vtc.files import escape
+
 HEAD = (
     *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
     *("prefill ms", "speed-up", "KV cache", "GFLOPs"),
@@ -14,6 +16,10 @@ BEYOND = (
     *("method", "budget", "same answers %", "right to wrong %", "wrong to right %", "confidence %", "ECE %"),
     *("worst type", "its accuracy %", "its drop", "gap"),
 )
+
+
+class Strong(str):
+    """A text that Markdown shows in bold."""
 
 
 def order_key(budget: int | float | None) -> tuple[int, int | float]:
@@ -108,7 +114,7 @@ def type_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         if "closed" not in cell:
             parts = [cell["types"].get(kind) if kind else cell["groups"].get(group) for group, kind in columns]
             rows.append([*split(name), *(percent(part["accuracy"]) if part else "-" for part in parts)])
-    return ["method", "budget", *(kind or f"**{group}**" for group, kind in columns)], rows
+    return ["method", "budget", *(kind or Strong(group) for group, kind in columns)], rows
 
 
 def figure(value: float) -> str:
@@ -124,7 +130,7 @@ def metric_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name in summary["order"]
         if name in cells
     ]
-    return ["method", "budget", *(f"**{key}**" if n == 0 else key for n, key in enumerate(columns))], rows
+    return ["method", "budget", *(Strong(key) if n == 0 else key for n, key in enumerate(columns))], rows
 
 
 def beyond_rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -142,19 +148,25 @@ def beyond_rows(summary: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    """What a reader must know to read the numbers."""
+Escape = Callable[[str], str]
+
+
+def notes(
+    summary: dict[str, Any], measured: dict[str, Any], text: Escape = escape.visible, code: Escape = escape.visible
+) -> list[str]:
+    """What a reader must know to read the numbers; ``text`` and ``code`` escape the names in them."""
     cells, settings, versions = summary["cells"], summary["settings"], summary["settings"]["versions"]
+    source, part = code(settings["benchmark"]["name"]), text(settings["benchmark"]["split"])
+    model, processor = code(settings["model_class"]), text(settings["processor"])
     base = cells[summary["order"][0]]
     out = [
-        f"{base.get('questions', 0):,} questions a cell of `{settings['benchmark']['name']}` "
-        f"({settings['benchmark']['split']}). Accuracy ± one standard error; change: against the unpatched model, "
-        "question by question, with its 95 % bootstrap interval; retention = (accuracy - floor) / "
-        f"(unpatched - floor), floor {percent(summary['floor'])} % (each type's commonest answer). "
-        "Tokens: a picture's vision tokens averaged over decoder layers. "
+        f"{base.get('questions', 0):,} questions a cell of {source} ({part}). Accuracy ± one standard error; "
+        "change: against the unpatched model, question by question, with its 95 % bootstrap interval; "
+        f"retention = (accuracy - floor) / (unpatched - floor), floor {percent(summary['floor'])} % (each type's "
+        "commonest answer). Tokens: a picture's vision tokens averaged over decoder layers. "
         "KV cache and GFLOPs: one prompt, decoder prefill.",
-        f"`{settings['model_class']}`, {settings['dtype']}, {settings['device']}, attention {settings['attention']}, "
-        f"{settings['processor']}, torch {versions['torch']}, transformers {versions['transformers']}.",
+        f"{model}, {settings['dtype']}, {settings['device']}, attention {text(settings['attention'])}, "
+        f"{processor}, torch {versions['torch']}, transformers {versions['transformers']}.",
     ]
     if timings := [entry["timing"] for entry in measured.values() if "timing" in entry]:
         out.append(
@@ -164,10 +176,11 @@ def notes(summary: dict[str, Any], measured: dict[str, Any]) -> list[str]:
             "more than its whole inter-quartile range, so these turns do not tell faster from slower."
         )
     if errors := sum(cell.get("errors", 0) for cell in cells.values()):
-        out.append(f"**{errors} answers are missing because of errors** (see `results.jsonl`); they are not scored.")
+        told = f"{errors} answers are missing because of errors (see results.jsonl); they are not scored."
+        out.append(Strong(told))
     for name, cell in cells.items():
         if "closed" in cell:
-            out.append(f"{name}: {cell['closed']}")
+            out.append(f"{text(name)}: {text(cell['closed'])}")
     return out
 
 
@@ -176,18 +189,26 @@ def markdown(summary: dict[str, Any], measured: dict[str, Any], more: Sequence[s
     parts = [grid(HEAD, main_rows(summary, measured))]
     head, rows = metric_rows(summary)
     if rows:
-        own = f"Figures of `{summary['settings']['benchmark']['name']}`, as fractions of 1 or as points:"
+        own = f"Figures of {escape.code(summary['settings']['benchmark']['name'])}, as fractions of 1 or as points:"
         parts += [own, grid(head, rows)]
     head, rows = type_rows(summary)
     if rows:
         parts += ["Accuracy (%) by question type:", grid(head, rows)]
     if rows := beyond_rows(summary):
         parts += ["Beyond accuracy (docs/evaluation.md says what each column is):", grid(BEYOND, rows)]
-    return "\n\n".join([*parts, *more, *notes(summary, measured)]) + "\n"
+    told = [
+        f"**{note}**" if isinstance(note, Strong) else note
+        for note in notes(summary, measured, escape.markdown, escape.code)
+    ]
+    return "\n\n".join([*parts, *more, *told]) + "\n"
 
 
 def grid(head: Sequence[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; every cell is escaped here."""
     align = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [[*head], align, *rows]
-    )
+    lines = [[*map(in_cell, head)], align, *([*map(in_cell, row)] for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def in_cell(text: str) -> str:
+    return f"**{escape.markdown(text)}**" if isinstance(text, Strong) else escape.markdown(text)

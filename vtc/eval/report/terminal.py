@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtc.eval.report import tables
+from vtc.files.escape import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,7 @@ LEAST = 120  # the width of what goes through a pipe, where the table is not wid
 
 def show(console: Console, summary: dict[str, Any], measured: dict[str, Any]) -> None:
     """The table, which columns found no room, and the notes. What is not a terminal has all the room there is."""
-    rows = tables.main_rows(summary, measured)
+    rows = [[*map(visible, row)] for row in tables.main_rows(summary, measured)]
     if not console.file.isatty():  # which no setting that forces colours changes
         console.width = max(LEAST, needed(rows, range(len(tables.HEAD))))
     shown = fitting(rows, console.width)
@@ -28,7 +29,7 @@ def show(console: Console, summary: dict[str, Any], measured: dict[str, Any]) ->
         said = f"left out (no room): {', '.join(missing)}"  # all of them are in the files
         console.print(said, style="dim", markup=False, highlight=False)
     for note in tables.notes(summary, measured):
-        console.print(note, style="dim", markup=False, highlight=False)
+        console.print(note, style="dim", markup=False, highlight=False, emoji=False)
 
 
 def fitting(rows: Sequence[Sequence[str]], width: int) -> list[int]:

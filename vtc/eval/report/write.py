@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +46,17 @@ def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[C
     """What was kept of some pictures, a column a method."""
     for asked in distinct(usable(answerer, benchmark), pictures if columns else 0):
         image = overlays.draw(answerer, asked, columns, benchmark.score)
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in asked.sample.id)[:80]
-        write_atomic(folder / "overlays" / f"{name}.png", image.save)
+        write_atomic(folder / "overlays" / f"{file_name(asked.sample.id)}.png", image.save)
+
+
+def file_name(text: str) -> str:
+    """A short name that every system takes, another for another ``text``."""
+    plain = re.sub("[^A-Za-z0-9_-]", "_", text)[:60]
+    return (
+        plain
+        if plain == text
+        else f"{plain}-{blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
+    )
 
 
 def draw(results: Any, folder: Path) -> None:

@@ -105,7 +105,7 @@ def note(summaries: dict[str, dict[str, Any]]) -> str:
 
 def headlines(summaries: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Of the benchmarks that have figures of their own the first figure: a row a cell. No rows where none has."""
-    own = {name: head[2].strip("*") for name, s in summaries.items() if len(head := tables.metric_rows(s)[0]) > 2}
+    own = {name: head[2] for name, s in summaries.items() if len(head := tables.metric_rows(s)[0]) > 2}
     rows = []
     for cell in next(iter(summaries.values()))["order"] if own else []:
         found = [summaries[name]["cells"][cell].get("metrics", {}).get(key) for name, key in own.items()]

@@ -11,6 +11,7 @@ from vtc.eval.metrics import normalise
 from vtc.eval.report.tables import grid, interval, percent, split
 from vtc.eval.results.json_lines import read
 from vtc.eval.results.statistics import paired_change
+from vtc.files.escape import markdown as escape
 
 HEAD = (
     "method",
@@ -131,9 +132,9 @@ def markdown(found: dict[str, Any]) -> str:
         right = [str(cell["a_only"]), str(cell["b_only"]), f"{cell['mcnemar_p']:.2g}"]
         accuracies = [percent(cell["accuracy_a"]), percent(cell["accuracy_b"])]
         rows.append([*split(name), *accuracies, interval(cell["change"]), changed, *right])
-    lines = [f"A: {found['a']}, B: {found['b']}", grid(HEAD, rows)]
-    lines += [f"{key}: {a!r:.120} in A, {b!r:.120} in B" for key, (a, b) in found["settings"].items()]
-    lines += [
-        f"only in {run}: {', '.join(found[key])}" for run, key in (("A", "only_a"), ("B", "only_b")) if found[key]
-    ]
+    lines = [f"A: {escape(found['a'])}, B: {escape(found['b'])}", grid(HEAD, rows)]
+    for key, (a, b) in found["settings"].items():
+        lines.append(f"{escape(key)}: {escape(f'{a!r:.120}')} in A, {escape(f'{b!r:.120}')} in B")
+    for run, key in (("A", "only_a"), ("B", "only_b")):
+        lines += [f"only in {run}: {escape(', '.join(found[key]))}"] if found[key] else []
     return "\n\n".join(lines)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval.report import plots
+from vtc.files import escape
 from vtc.files.atomic import write_atomic, write_text
 
 STYLES = {"random": {"linestyle": "--", "marker": "o"}, "fastv": {"linestyle": "-", "marker": "s"}}
@@ -27,7 +28,7 @@ def table(found: dict[str, Any]) -> str:
     by_place = {(c["rule"], c["keep"], c["layer"]): c for c in cuts}
     base = found["unpatched"]
     lines = [
-        f"# Sensitivity of {found['settings']['model'] or found['settings']['model_class']}",
+        f"# Sensitivity of {escape.markdown(found['settings']['model'] or found['settings']['model_class'])}",
         "",
         f"{base['questions']} questions, {base['tokens']:.0f} vision tokens each, unpatched "
         f"{100 * base['accuracy']:.1f} %. A cell says what is left when only that share of the tokens goes into the "

@@ -13,6 +13,7 @@ from vtc.eval.costs.measure import entered
 from vtc.eval.data.images import load_image
 from vtc.eval.report import overlays
 from vtc.files.atomic import write_atomic
+from vtc.files.escape import visible
 
 
 def run(
@@ -26,12 +27,12 @@ def run(
     asked = Asked(Sample("show", question, images=(image.name,)), [picture], answerer.prompt(question, 1))
     inputs = answerer.inputs([asked])
     with entered(vlm, Cell()):
-        lines = [f"unpatched: {answerer.answers(inputs)[0]}"]
+        lines = [f"unpatched: {visible(answerer.answers(inputs)[0])}"]
     import vtc
 
     for cell in chosen:
         with entered(vlm, cell):
-            lines += [f"{cell.name}: {answerer.answers(inputs)[0]}", f"  {vtc.report(vlm)}"]
+            lines += [f"{visible(cell.name)}: {visible(answerer.answers(inputs)[0])}", f"  {vtc.report(vlm)}"]
     sheet = overlays.draw(answerer, asked, chosen)
     write_atomic(output, lambda path: sheet.save(path, format="PNG"))
-    return [*lines, f"overlay: {output}"]
+    return [*lines, f"overlay: {visible(str(output))}"]
