@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import DataError
+from vtc.errors import DataError, RunRefused
 from vtc.eval.metrics import normalise
 from vtc.eval.report.tables import grid, interval, percent, split
 from vtc.eval.results.json_lines import read
+from vtc.eval.results.settings import read_settings
 from vtc.eval.results.statistics import paired_change
 
 HEAD = (
@@ -48,12 +48,12 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
 def settings_of(folder: Path) -> dict[str, Any]:
     """A run's ``config.json``."""
     try:
-        settings = json.loads((folder / "config.json").read_text("utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("benchmark"), dict):
-            raise ValueError("no benchmark in it")
-    except (OSError, ValueError) as error:
+        settings = read_settings(folder / "config.json")
+        if "benchmark" not in settings:
+            raise RunRefused("no benchmark in it")
+    except RunRefused as error:
         raise DataError(
-            f"{folder} is no run folder (config.json: {error}); give a folder that vtc eval wrote; "
+            f"{folder} is no run folder ({error}); give a folder that vtc eval wrote; "
             "of several benchmarks the folder of one"
         ) from None
     return settings
