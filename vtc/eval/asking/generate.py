@@ -12,6 +12,7 @@ from PIL import Image
 import vtc
 from vtc.errors import DataError
 from vtc.eval.asking.confidence import Chosen
+from vtc.eval.asking.limits import check_inputs, check_pictures, check_texts, check_together
 from vtc.eval.benchmarks import Benchmark, Sample
 
 MARK = "<image>"  # where a picture stands in a question
@@ -39,7 +40,10 @@ class Answerer:
         """Load the pictures and build the prompt. Raises ``DataError``."""
         if sample.error:
             raise DataError(sample.error)
+        check_texts(sample)
+        check_together(benchmark.pixels(sample), sample.where)
         pictures = benchmark.pictures(sample)
+        check_pictures((picture.size for picture in pictures), self.processor, sample.where)
         return Asked(sample, pictures, self.prompt(sample.question, len(pictures), sample.where))
 
     def prompt(self, question: str, pictures: int, where: str = "") -> str:
@@ -62,7 +66,8 @@ class Answerer:
         return text
 
     def inputs(self, asked: list[Asked]) -> Any:
-        """The batch the model gets, padded on the left, on the model's device and in its dtype."""
+        """The batch the model gets, padded on the left, on the model's device and in its dtype. Raises ``DataError``
+        where it does not fit the model's context."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if len(asked) > 1 and tokenizer.pad_token_id is None:
             raise DataError(
@@ -79,6 +84,7 @@ class Answerer:
             add_special_tokens=not (bos and prompts[0].startswith(bos)),
             return_tensors="pt",
         )
+        check_inputs(batch, self.max_new_tokens, self.model.config)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()
