@@ -11,16 +11,20 @@ from vtc.errors import DataError, VTCError
 from vtc.eval.benchmarks import Sample
 from vtc.eval.data.images import MAX_PIXELS
 
+MAX_TEXT = 1_000_000  # characters; a line of a jsonl file has no more
 MAX_RATIO = 200  # of a picture's sides; Qwen's own processors refuse beyond it, too
 MAX_TOGETHER = 4 * MAX_PIXELS  # of all pictures of one question
 
 
 def check_texts(sample: Sample) -> None:
-    """Raises ``DataError`` for half a character (a lone surrogate, as JSON's ``"\\ud800"``): no tokenizer takes it."""
+    """Raises ``DataError`` for a text beyond ``MAX_TEXT``, and for half a character (a lone surrogate, as JSON's
+    ``"\\ud800"``), which no tokenizer takes."""
     texts = {"id": sample.id, "question": sample.question, "type": sample.type, "group": sample.group}
     texts |= {f"answer {n + 1}": text for n, text in enumerate(sample.answers)}
     texts |= {f"option {n + 1}": text for n, text in enumerate(sample.options)}
     for name, text in texts.items():
+        if len(text) > MAX_TEXT:
+            raise DataError(f"{sample.where}: {name} has {len(text):,} characters, above {MAX_TEXT:,}; shorten it")
         try:
             text.encode()
         except UnicodeEncodeError as error:

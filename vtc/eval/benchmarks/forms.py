@@ -12,6 +12,15 @@ from vtc.errors import DataError
 
 Form = Callable[[Any], Any]  # gives a column's value as it is wanted, or raises ValueError
 Row = dict[str, Any]
+LONGEST_LIST = 1_000_000  # characters; Python reads a spelled list at a hundred times its size
+
+
+class Broken(Row):
+    """A row that cannot be read, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 def text(value: Any) -> str:
@@ -50,6 +59,8 @@ def texts(value: Any) -> tuple[str, ...]:
 
 def listed(value: str) -> list[Any]:
     """The list that ``value`` spells, or ``[value]``."""
+    if len(value) > LONGEST_LIST:
+        return [value]
     try:
         found = ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -91,6 +102,8 @@ def images(value: Any) -> tuple[Any, ...]:
 
 def conform(row: Mapping[str, Any], columns: Mapping[str, Form], where: str) -> Row:
     """The columns wanted, each in its form. Raises ``DataError`` that names the column and shows the schema."""
+    if isinstance(row, Broken):
+        raise DataError(f"{where}: {row.reason}")
     out = {}
     for name, form in columns.items():
         try:

@@ -41,16 +41,26 @@ def read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"a {type(settings).__name__}, not an object")
-        if "check" in settings and settings.pop("check") != checksum(settings):
-            raise ValueError("it was changed since it was written: its checksum is another")
+        check(settings)
     except RecursionError:
         raise RunRefused(f"{path} is damaged (nested too deeply); {REMEDY}") from None
     except (OSError, ValueError) as error:
         raise RunRefused(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {REMEDY}") from None
-    for name, kind in KINDS.items():
-        if name in settings and not isinstance(settings[name], kind):
-            raise RunRefused(f"{path} is damaged ({name} is {settings[name]!r:.80}); {REMEDY}")
     return settings
+
+
+def check(settings: dict[str, Any]) -> None:
+    """Takes the checksum out. Raises ``ValueError`` where it does not fit, and for settings that cannot be a run's."""
+    summed = "check" in settings
+    if summed and settings.pop("check") != checksum(settings):
+        raise ValueError("it was changed since it was written: its checksum is another")
+    if "cells" not in settings:
+        raise ValueError("cells is missing")
+    for name, value in settings.items():
+        if name not in KINDS and not summed:
+            raise ValueError(f"{name!a:.80} is no setting")
+        if name in KINDS and not isinstance(value, KINDS[name]):
+            raise ValueError(f"{name} is {value!r:.80}")
 
 
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:

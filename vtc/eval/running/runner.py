@@ -17,6 +17,7 @@ from vtc.eval.cells import Cell
 from vtc.eval.costs import measure
 from vtc.eval.results.journal import Journal
 
+LABEL = 1000  # characters of an error line's texts: one may be too long to be asked
 HOPELESS = 20  # samples that fail before any answer: the data folder is wrong, or the model cannot be asked this way
 
 
@@ -136,4 +137,5 @@ def reason(sample: Sample, error: Exception) -> str:
 
 
 def error_line(sample: Sample, reason: str) -> dict[str, Any]:
-    return {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}
+    told = {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}
+    return {key: text[:LABEL] for key, text in told.items()}

@@ -24,7 +24,7 @@ HEAD = (
     "McNemar p",
 )
 
-Answers = dict[str, dict[str, Any]]  # lines of one cell, by question
+Answers = dict[tuple[int, str], dict[str, Any]]  # lines of one cell; a broken row's name may be an id, too
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
@@ -69,9 +69,8 @@ def cells_of(folder: Path) -> list[str]:
 
 def both_of(a: Path, b: Path, cell: str) -> tuple[Answers, Answers]:
     """One cell's lines in both runs, which must be of the same questions; no more than these are held at once."""
-    theirs, mine = (
-        {line["id"]: line for line in read(folder / "results.jsonl", cell) if line["cell"] == cell} for folder in (a, b)
-    )
+    found = ((line for line in read(folder / "results.jsonl", cell) if line["cell"] == cell) for folder in (a, b))
+    theirs, mine = ({(line["row"], line["id"]): line for line in lines} for lines in found)
     check_questions(theirs, mine, f"{cell} of {a} and of {b}")
     return theirs, mine
 
@@ -85,13 +84,13 @@ def check_questions(a: Answers, b: Answers, where: str) -> None:
     """Raises ``DataError`` unless both hold the same questions with the same accepted answers."""
     if odd := sorted(a.keys() ^ b.keys()):
         raise DataError(
-            f"{where}: {len(odd)} question(s) stand in one run only, the first {odd[0]!r}; finish both runs "
+            f"{where}: {len(odd)} question(s) stand in one run only, the first {odd[0][1]!r}; finish both runs "
             "(the same vtc eval command goes on), or compare runs of the same questions"
         )
     pairs = [(key, a[key].get("expected"), b[key].get("expected")) for key in a]
     if odd := [key for key, x, y in pairs if x is not None and y is not None and x != y]:
         raise DataError(
-            f"{where}: question {odd[0]!r} accepts {a[odd[0]]['expected']!r:.80} in one and "
+            f"{where}: question {odd[0][1]!r} accepts {a[odd[0]]['expected']!r:.80} in one and "
             f"{b[odd[0]]['expected']!r:.80} in the other; compare runs of the same questions"
         )
 
