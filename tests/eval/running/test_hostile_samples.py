@@ -9,7 +9,7 @@ import pytest
 import vtc
 from tests.eval.hostile import GOOD, PICTURES, ROWS
 from tests.eval.tiny import picture
-from vtc.errors import DataError
+from vtc.errors import DataError, RunRefused
 from vtc.eval.asking.generate import Answerer
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.costs import measure, timing
@@ -197,3 +197,28 @@ def test_pixels_that_are_no_numbers_are_an_error(go, vlm, write_rows, monkeypatc
     assert results.summary["cells"]["unpatched"]["errors"] == 3
     assert all("NaN or infinite pixels" in line["error"] for line in lines(results.folder))
     assert (results.folder / "table.md").exists() and results.measured == {}
+
+
+@pytest.mark.parametrize("happens", ["deleted", "moved"])
+def test_a_folder_that_goes_while_it_is_written_ends_the_run_and_not_its_answers(
+    happens, go, write_rows, tmp_path, monkeypatch
+):
+    file, real, calls = write_rows(good(8)), Answerer.replies, []
+
+    def replies(self, inputs):
+        calls.append(1)
+        if len(calls) == 3:
+            (tmp_path / "out").rename(tmp_path / "away") if happens == "moved" else (
+                tmp_path / "out" / "results.jsonl"
+            ).unlink()
+        return real(self, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "replies", replies)
+        with pytest.raises(RunRefused, match="results.jsonl was moved, deleted or changed while this run"):
+            go(file)
+    if happens == "moved":
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "away").rename(tmp_path / "out")
+    results = go(file)
+    assert results.summary == go(file, output="whole").summary
