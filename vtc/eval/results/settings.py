@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from vtc.errors import RunRefused
+from vtc.errors import DataError, RunRefused
 from vtc.files.atomic import finite, write_json
 
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
@@ -27,40 +27,49 @@ def same_settings(folder: Path, settings: dict[str, Any]) -> None:
         if (folder / "results.jsonl").exists():
             raise RunRefused(f"{folder} has results but no config.json; {REMEDY}")
         return write_json(path, settings | {"check": checksum(settings)})
-    there = read_settings(path)
+    try:
+        there = stored(path)
+    except ValueError as error:
+        raise RunRefused(f"{path} is damaged ({error}); {REMEDY}") from None
+    there.pop("check", None)
     keys = [key for key in sorted({*there, *settings} - set(FREE)) if there.get(key) != settings.get(key)]
     if keys:
         changes = "; ".join(f"{key}: {there.get(key)!r:.160} there, {settings.get(key)!r:.160} asked" for key in keys)
         raise RunRefused(f"{folder} holds a run with other settings ({changes}); {REMEDY}")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in ``path``, whose checksum fits; of a run from before there were checksums, of the right kinds.
-    Raises ``RunRefused``."""
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The settings of an evaluation, each of its kind; without a checksum (a run from before there were any) there are
+    no others. Raises ``DataError``."""
+    try:
+        settings = stored(folder / "config.json")
+        summed = settings.pop("check", None)
+        for name, value in settings.items():
+            if name not in KINDS and summed is None or not isinstance(value, KINDS.get(name, object)):
+                raise ValueError(f"{name!a:.80} is {value!r:.80}")
+        if missing := [name for name in ("benchmark", "cells") if name not in settings]:
+            raise ValueError(f"no {missing[0]} in it")
+    except ValueError as error:
+        raise DataError(
+            f"{folder} is no run folder (config.json: {error}); give a folder that vtc eval wrote; "
+            "of several benchmarks the folder of one"
+        ) from None
+    return settings
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """What stands in ``path``: an object with the right checksum (``check``), or without one. Raises ``ValueError``."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise ValueError(f"a {type(settings).__name__}, not an object")
-        check(settings)
+        if "check" in settings and settings["check"] != checksum(settings):
+            raise ValueError("it was changed since it was written: its checksum is another")
     except RecursionError:
-        raise RunRefused(f"{path} is damaged (nested too deeply); {REMEDY}") from None
-    except (OSError, ValueError) as error:
-        raise RunRefused(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {REMEDY}") from None
+        raise ValueError("nested too deeply") from None
+    except OSError as error:
+        raise ValueError(error.strerror) from None
     return settings
-
-
-def check(settings: dict[str, Any]) -> None:
-    """Takes the checksum out. Raises ``ValueError`` where it does not fit, and for settings that cannot be a run's."""
-    summed = "check" in settings
-    if summed and settings.pop("check") != checksum(settings):
-        raise ValueError("it was changed since it was written: its checksum is another")
-    if "cells" not in settings:
-        raise ValueError("cells is missing")
-    for name, value in settings.items():
-        if name not in KINDS and not summed:
-            raise ValueError(f"{name!a:.80} is no setting")
-        if name in KINDS and not isinstance(value, KINDS[name]):
-            raise ValueError(f"{name} is {value!r:.80}")
 
 
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
@@ -69,5 +78,6 @@ def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def checksum(settings: dict[str, Any]) -> str:
-    """CRC-32 of the settings as JSON with sorted keys, hex."""
-    return f"{crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
+    """CRC-32 of all but the checksum as JSON with sorted keys, hex."""
+    rest = {key: value for key, value in settings.items() if key != "check"}
+    return f"{crc32(json.dumps(rest, sort_keys=True).encode()):08x}"

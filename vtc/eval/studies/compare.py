@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import DataError, RunRefused
+from vtc.errors import DataError
 from vtc.eval.metrics import normalise
 from vtc.eval.report.tables import grid, interval, percent, split
 from vtc.eval.results.json_lines import read
-from vtc.eval.results.settings import read_settings
+from vtc.eval.results.settings import run_settings
 from vtc.eval.results.statistics import paired_change
 
 HEAD = (
@@ -30,7 +30,7 @@ Answers = dict[tuple[int, str], dict[str, Any]]  # lines of one cell; a broken r
 def compare(a: Path, b: Path) -> dict[str, Any]:
     """Run ``b`` against run ``a``, cell by cell that both have (``cells``); ``only_a`` and ``only_b`` name the others,
     ``settings`` what else differs. Raises ``DataError`` for folders that are no runs, or of different questions."""
-    settings = [settings_of(folder) for folder in (a, b)]
+    settings = [run_settings(folder) for folder in (a, b)]
     if different := differences(settings[0]["benchmark"], settings[1]["benchmark"]):
         told = "; ".join(f"{key}: {x!r:.80} and {y!r:.80}" for key, (x, y) in different.items())
         raise DataError(f"{a} and {b} asked different questions (benchmark {told}); compare runs of the same benchmark")
@@ -43,20 +43,6 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         "only_a": [name for name in theirs if name not in mine],
         "only_b": [name for name in mine if name not in theirs],
     }
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """A run's ``config.json``."""
-    try:
-        settings = read_settings(folder / "config.json")
-        if "benchmark" not in settings:
-            raise RunRefused("no benchmark in it")
-    except RunRefused as error:
-        raise DataError(
-            f"{folder} is no run folder ({error}); give a folder that vtc eval wrote; "
-            "of several benchmarks the folder of one"
-        ) from None
-    return settings
 
 
 def cells_of(folder: Path) -> list[str]:
