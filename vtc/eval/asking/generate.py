@@ -12,7 +12,7 @@ from PIL import Image
 import vtc
 from vtc.errors import DataError
 from vtc.eval.asking.confidence import Chosen
-from vtc.eval.asking.limits import check_inputs, check_pictures, check_texts, check_together
+from vtc.eval.asking.limits import check_pictures, check_texts, check_together
 from vtc.eval.benchmarks import Benchmark, Sample
 
 MARK = "<image>"  # where a picture stands in a question
@@ -66,8 +66,7 @@ class Answerer:
         return text
 
     def inputs(self, asked: list[Asked]) -> Any:
-        """The batch the model gets, padded on the left, on the model's device and in its dtype. Raises ``DataError``
-        where it does not fit the model's context."""
+        """The batch the model gets, padded on the left, on the model's device and in its dtype."""
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if len(asked) > 1 and tokenizer.pad_token_id is None:
             raise DataError(
@@ -84,7 +83,6 @@ class Answerer:
             add_special_tokens=not (bos and prompts[0].startswith(bos)),
             return_tensors="pt",
         )
-        check_inputs(batch, self.max_new_tokens, self.model.config)
         return batch.to(self.model.device, dtype=self.model.dtype)
 
     @torch.no_grad()

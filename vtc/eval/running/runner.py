@@ -11,7 +11,7 @@ from tqdm import tqdm
 from vtc.errors import BudgetError, DataError, UnsupportedModel
 from vtc.eval.asking.batches import Batch
 from vtc.eval.asking.generate import Answerer, Asked
-from vtc.eval.asking.limits import of_the_sample, told
+from vtc.eval.asking.limits import check_inputs, of_the_sample, told
 from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell
 from vtc.eval.costs import measure
@@ -44,7 +44,7 @@ class Runner:
             return
         asked, bad = self.load(batch)
         ready = list(asked.values())
-        inputs = self.inputs(ready)
+        inputs = self.whole(ready)
         for cell in todo:
             self.bar.set_postfix_str(cell.name)
             try:
@@ -85,9 +85,15 @@ class Runner:
         return asked, bad
 
     def inputs(self, asked: list[Asked]) -> Any:
+        """What the model gets, with room for the answers."""
+        inputs = self.answerer.inputs(asked)
+        check_inputs(inputs, self.answerer.max_new_tokens, self.answerer.model.config)
+        return inputs
+
+    def whole(self, asked: list[Asked]) -> Any:
         """The whole batch for the model, or None where it must be made in smaller parts to find what is wrong."""
         try:
-            return self.answerer.inputs(asked) if asked else None
+            return self.inputs(asked) if asked else None
         except Exception:  # processors raise all kinds; ``ask`` finds the sample and names it
             return None
 
@@ -97,7 +103,7 @@ class Runner:
         if not asked:
             return []
         try:
-            inputs = self.answerer.inputs(asked) if inputs is None else inputs
+            inputs = self.inputs(asked) if inputs is None else inputs
             with measure.entered(self.answerer.model, cell):
                 replies = self.answerer.replies(inputs)
                 tokens = self.tokens(asked, inputs)
