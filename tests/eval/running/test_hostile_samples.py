@@ -222,3 +222,19 @@ def test_a_folder_that_goes_while_it_is_written_ends_the_run_and_not_its_answers
         (tmp_path / "away").rename(tmp_path / "out")
     results = go(file)
     assert results.summary == go(file, output="whole").summary
+
+
+def test_answers_that_go_while_costs_are_measured_are_missed(go, write_rows, tmp_path, monkeypatch):
+    real = measure.cost
+
+    def cost(*args):
+        (tmp_path / "out" / "results.jsonl").unlink(missing_ok=True)
+        return real(*args)
+
+    file = write_rows(good(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "cost", cost)
+        with pytest.raises(RunRefused, match="results.jsonl was moved, deleted or changed"):
+            go(file)
+    assert not (tmp_path / "out" / "table.md").exists()
+    assert go(file).summary["cells"]["random@0.5"]["questions"] == 2

@@ -54,7 +54,7 @@ class Journal:
             world.wait()  # everyone has read it
             self.own = self._part(world.rank) if self._part(0).exists() else self.path
             self._stream = open(self.own, "ab", buffering=0)  # lives as long as the journal
-            self._there = self._seen()
+            self._there = self._seen(self.own)
         except OSError as error:
             self._unlock()
             raise unwritable(folder, error) from None
@@ -161,7 +161,7 @@ class Journal:
         except OSError as error:
             mend(self.own)
             raise unwritable(self.own, error) from None
-        self._there = self._seen()
+        self._there = self._seen(self.own)
         for line in fresh:
             self._note(line)
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -169,16 +169,16 @@ class Journal:
 
     def check_there(self) -> None:
         """Raises ``RunRefused`` when the file that is written is no longer the one in the folder."""
-        if self._seen() != self._there:
+        if self._seen(self.own) != self._there:
             raise RunRefused(
                 f"{self.own} was moved, deleted or changed while this run was writing it; put it back as it was and "
                 "give the same command, which goes on there, or start over with --overwrite"
             )
 
-    def _seen(self) -> tuple[int, int, int] | None:
-        """Device, number and size of the file that has the name of this run's; None where there is none."""
+    def _seen(self, path: Path) -> tuple[int, int, int] | None:
+        """Device, number and size of the file; None where there is none."""
         try:
-            found = os.stat(self.own)
+            found = os.stat(path)
         except FileNotFoundError:
             return None
         return found.st_dev, found.st_ino, found.st_size
@@ -200,6 +200,7 @@ class Journal:
         self._merge()
         for path in reversed(self._parts()):  # the first rank's goes last: while it is there, gaps are possible
             path.unlink()
+        self.own, self._there = self.path, self._seen(self.path)
         for line in self._read(self.path):
             if "closed" in line:
                 self._note(line)

@@ -97,6 +97,7 @@ def evaluate(
         write_json(journal.folder / "measured.json", measured)
         costs = {name: entry["cost"] for name, entry in measured.items() if "cost" in entry}
         names = [c.name for c in cells]
+        journal.check_there()  # measuring may have taken hours
         summary = summarise(lines.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
         add_metrics(summary, lambda cell: lines.read(journal.path, cell), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
