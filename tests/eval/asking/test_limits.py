@@ -42,6 +42,7 @@ MADE = [  # size of the processor, more of it, (width, height), pixels of the la
     (SIDES, {"do_pad": True}, (1, 5000), 448 * 336),
     ({"min_pixels": 262144, "max_pixels": 1048576}, {}, (1, 5000), 0),
     (None, {}, (1, 5000), 0),
+    (224, {}, (1, 5000), 0),  # transformers makes a dict of it
 ]
 
 

@@ -63,12 +63,17 @@ def pixels_made(width: int, height: int, image_processor: Any) -> int:
     first the picture becomes a square of its longer side. The others (height and width, a longest edge, a number of
     pixels, tiles) stay within what their configuration names.
     """
-    size = dict(getattr(image_processor, "size", None) or {})
-    edge, short, long = size.get("shortest_edge"), min(width, height), max(width, height)
-    if not edge or size.get("longest_edge"):
-        return (size.get("height") or 0) * (size.get("width") or 0)
+    size = getattr(image_processor, "size", None)
+    edge, short, long = side(size, "shortest_edge"), min(width, height), max(width, height)
+    if not edge or side(size, "longest_edge"):
+        return side(size, "height") * side(size, "width")
     padded = long * long if getattr(image_processor, "do_pad", False) else 0
     return max(edge * edge * long // short, padded)
+
+
+def side(size: Any, name: str) -> int:
+    """One of a processor's sizes, which are a dict or an object; 0 for one it does not name."""
+    return (size.get(name) if isinstance(size, dict) else getattr(size, name, None)) or 0
 
 
 def check_inputs(inputs: Any, new: int, config: Any) -> None:
