@@ -13,34 +13,47 @@ from typing import Any
 
 from vtc.errors import VTCError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ROOM = "make room and give the same command: it goes on where it stopped"
+AGAIN = "give the same command: it goes on where it stopped"
+FULL, CLOSED, GONE = f"make room and {AGAIN}", "give a folder that may be written", f"put the folder back and {AGAIN}"
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), CLOSED),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), GONE),
+}
+
+
+def unwritable(path: Path, error: OSError) -> Exception:
+    """``error`` in words: a ``VTCError`` that names ``path`` and the remedy; ``error`` itself where none is known."""
+    remedy = REMEDIES.get(error.errno or 0)
+    return VTCError(f"{path} cannot be written ({error.strerror}); {remedy}") if remedy else error
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and rename it onto ``path``.
 
-    On a full disk it raises ``VTCError`` and leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    On a full disk, or where nothing may be written, it raises ``VTCError`` and leaves what was there."""
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise VTCError(f"{path} cannot be written ({error.strerror}); {ROOM}") from None
+        raise unwritable(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    """In UTF-8; half a character (a lone surrogate) is written as ``\\ud800``, which JSON reads as the same."""
+    data = text.encode("utf-8", "backslashreplace")
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_json(path: Path, data: Any) -> None:

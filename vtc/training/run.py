@@ -23,7 +23,7 @@ from vtc.errors import CheckpointError, DataError, VTCError
 from vtc.eval.asking.load import load as load_plain
 from vtc.eval.asking.load import pick_device
 from vtc.eval.cells import parse_budgets
-from vtc.eval.results.journal import check_config
+from vtc.eval.results.settings import same_settings
 from vtc.files.atomic import write_text
 from vtc.files.digest import weights_sha256
 from vtc.files.lock import lock
@@ -154,7 +154,7 @@ def begin(
             try:
                 if overwrite:
                     clear(output)
-                check_config(output, config)
+                same_settings(output, config)
             except BaseException:
                 held.release()
                 raise

@@ -67,7 +67,7 @@ def test_other_settings_begin_anew(tmp_path, change):
     path = tmp_path / "m.jsonl"
     take(path, stop=4)
     assert take(path, settings=SETTINGS | change)[1] == [*CELLS] * 2
-    assert json.loads(path.read_text().splitlines()[0]) == {"settings": SETTINGS | change}
+    assert json.loads(path.read_text().splitlines()[0])["settings"] == SETTINGS | change
     assert take(path)[1] == [*CELLS] * 2
 
 
@@ -75,7 +75,7 @@ def test_damage_is_named(tmp_path):
     take(tmp_path / "m.jsonl")
     lines = (tmp_path / "m.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "m.jsonl").write_text("".join([lines[0], "{\n", *lines[1:]]))
-    with pytest.raises(RunRefused, match="m.jsonl is damaged .*--overwrite"):
+    with pytest.raises(RunRefused, match="m.jsonl:2 is damaged .*--overwrite"):
         take(tmp_path / "m.jsonl")
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.versions import skip_before
 from vtc.errors import DataError
-from vtc.eval.data.images import load_image
+from vtc.eval.data.images import load_any, load_image, pixels
 
 
 def refused(path, root, *words, **options):
@@ -175,3 +175,21 @@ def test_exif_rotation_is_applied(tmp_path):
     exif[0x0112] = 6  # turned by a quarter
     picture.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image("turned.jpg", tmp_path).size == (4, 6)
+
+
+@pytest.mark.parametrize("path", ["\ud800.png", "sub/\udfff/a.png", "\ud83d"])
+def test_half_a_character_is_in_no_path(tmp_path, path):
+    refused(path, tmp_path, "is not a path")
+    assert pixels(path, tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [Image.fromarray(np.full((2, 2), np.nan, np.float32)), Image.fromarray(np.full((2, 2), np.inf, np.float32))],
+    ids=["NaN", "infinite"],
+)
+def test_pixels_without_a_range_are_refused(tmp_path, picture):
+    picture.save(tmp_path / "a.tif")
+    refused("a.tif", tmp_path, "floating-point")
+    with pytest.raises(DataError, match=r"q.jsonl:7: picture 'in the row' cannot be read .*floating-point"):
+        load_any(picture, None, where="q.jsonl:7")

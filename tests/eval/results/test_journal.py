@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+from tests.eval.results.lines import answer, closed
 from vtc.errors import RunRefused
 from vtc.eval.results.journal import Journal
 from vtc.eval.results.json_lines import read
 
 
 def line(cell, identity, **more):
-    return {"cell": cell, "batch": int(identity) // 2, "row": int(identity), "id": identity, **more}
+    return answer(cell, int(identity), int(identity) // 2, **more)
 
 
 def rows(journal):
@@ -26,7 +27,7 @@ def test_lines_are_kept_and_known_again(tmp_path):
     with Journal(tmp_path, CONFIG) as journal:
         journal.append([line("a", "1"), line("a", "2"), line("b", "1")])
         journal.append([line("a", "2", answer="again"), line("a", "3")])  # answered before: skipped
-        journal.append([{"cell": "b", "batch": 1, "closed": "too few tokens", "least": 37}])
+        journal.append([closed("b", 1)])
     with Journal(tmp_path, CONFIG) as journal:
         assert rows(journal) == {"a": [1, 2, 3], "b": [1]}
         assert journal.closed == {"b": 1}
@@ -120,8 +121,8 @@ def test_parts_of_ranks_are_put_together_in_order_once(tmp_path):
     """What ranks leave when they are killed, at any point of putting it together."""
     whole = [line(cell, str(n)) for batch in range(3) for cell in "ab" for n in (2 * batch, 2 * batch + 1)]
     whole = [x for x in whole if not (x["cell"] == "b" and x["batch"] > 0)]
-    whole.insert(6, {"cell": "b", "batch": 1, "closed": "too few tokens", "least": 37})
-    later = [line("b", "4"), {"cell": "b", "batch": 2, "closed": "too few tokens, too", "least": 40}]  # another rank's
+    whole.insert(6, closed("b", 1))
+    later = [line("b", "4"), closed("b", 2, closed="too few tokens, too", least=40)]  # another rank's
     with Journal(tmp_path, CONFIG) as journal:
         journal.append(whole[:2])
     for rank, lines in ((0, whole[2:8]), (1, whole[8:] + later), (7, whole[:3])):
@@ -147,11 +148,7 @@ def test_gaps_that_a_rank_left_are_filled_in_order(tmp_path):
 
 def test_one_cell_is_read_alone(tmp_path):
     file = tmp_path / "results.jsonl"
-    lines = [
-        {"cell": cell, "batch": 0, "row": n, "id": str(n), "answer": "b@0.5"}
-        for n in range(3)
-        for cell in ("a@0.5", "b@0.5", "ä+b@0.5")
-    ]
+    lines = [answer(cell, n, answer="b@0.5") for n in range(3) for cell in ("a@0.5", "b@0.5", "ä+b@0.5")]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     for cell in ("a@0.5", "b@0.5", "ä+b@0.5"):
         assert [x["id"] for x in read(file, cell) if x["cell"] == cell] == ["0", "1", "2"]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.eval.results.lines import answer
 from vtc.errors import VTCError
 from vtc.eval.benchmarks.jsonl import JSONL
 from vtc.eval.report import plots
@@ -31,10 +32,10 @@ def no_file_beyond(size: int):
 
 
 def test_answers_that_do_not_fit_are_cut_off_whole(tmp_path):
-    lines = [{"cell": "a", "batch": 0, "row": n, "id": str(n), "answer": "x" * 100} for n in range(9)]
+    lines = [answer("a", n, answer="x" * 100) for n in range(9)]
     with Journal(tmp_path, {"cells": ["a"]}) as journal:
         journal.append(lines[:2])
-        with no_file_beyond(700), pytest.raises(VTCError, match=r"results.jsonl cannot be written .*same command"):
+        with no_file_beyond(1500), pytest.raises(VTCError, match=r"results.jsonl cannot be written .*same command"):
             journal.append(lines[2:])
     kept = list(read(tmp_path / "results.jsonl"))
     assert 2 < len(kept) < 9 and kept == lines[: len(kept)]  # what was taken whole stays

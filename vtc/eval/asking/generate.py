@@ -12,6 +12,7 @@ from PIL import Image
 import vtc
 from vtc.errors import DataError
 from vtc.eval.asking.confidence import Chosen
+from vtc.eval.asking.limits import check_pictures, check_texts, check_together
 from vtc.eval.benchmarks import Benchmark, Sample
 
 MARK = "<image>"  # where a picture stands in a question
@@ -39,7 +40,10 @@ class Answerer:
         """Load the pictures and build the prompt. Raises ``DataError``."""
         if sample.error:
             raise DataError(sample.error)
+        check_texts(sample)
+        check_together(benchmark.pixels(sample), sample.where)
         pictures = benchmark.pictures(sample)
+        check_pictures((picture.size for picture in pictures), self.processor, sample.where)
         return Asked(sample, pictures, self.prompt(sample.question, len(pictures), sample.where))
 
     def prompt(self, question: str, pictures: int, where: str = "") -> str:

@@ -14,6 +14,15 @@ from vtc.errors import DataError
 
 Form = Callable[[Any], Any]  # gives a column's value as it is wanted, or raises ValueError
 Row = dict[str, Any]
+LONGEST_LIST = 1_000_000  # characters; Python reads a spelled list at a hundred times its size
+
+
+class Broken(Row):
+    """A row that cannot be read, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ def texts(value: Any) -> tuple[str, ...]:
 
 def listed(value: str) -> list[Any]:
     """The list that ``value`` spells, or ``[value]``."""
+    if len(value) > LONGEST_LIST:
+        return [value]
     try:
         found = ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -100,6 +111,8 @@ def images(value: Any) -> tuple[Any, ...]:
 
 def conform(row: Mapping[str, Any], columns: Mapping[str, Form], where: str) -> Row:
     """The columns wanted, each in its form. Raises ``DataError`` that names the column and shows the schema."""
+    if isinstance(row, Broken):
+        raise DataError(f"{where}: {row.reason}")
     out = {}
     for name, form in columns.items():
         if isinstance(value := row.get(name), Unreadable):

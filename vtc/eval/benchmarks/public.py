@@ -125,7 +125,7 @@ def unique(samples: Iterable[Sample]) -> Iterator[Sample]:
     """A sample whose id was used before becomes an error."""
     seen = Seen()
     for number, sample in enumerate(samples):
-        if not seen.add(sample.id):
+        if not sample.error and not seen.add(sample.id):  # what a broken row is called may be a later row's id
             told = f"{sample.where}: id {sample.id!r} was used before; give every question its own id"
             sample = Sample(f"again:{number}", where=sample.where, error=told)
         yield sample

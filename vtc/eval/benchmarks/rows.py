@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from vtc.errors import DataError, VTCError
 from vtc.eval.benchmarks.base import hash_file
-from vtc.eval.benchmarks.forms import Row, Unreadable
+from vtc.eval.benchmarks.forms import Broken, Row, Unreadable
 
-BATCH = 16  # rows of a parquet file in memory at once
+UNPACKED, BOMB = 256_000_000, 100  # a column may unpack to so many bytes, or to so many times what is stored
+VALUES = 10_000  # of a row's column of lists, on average
 MAX_FIELD = 200_000_000  # characters of a field of a TSV file: a picture of 150 MB
 END = "\0"  # a last line of a TSV file that no file has: what holds it was quoted and never ended
 TAIL = 65536  # bytes; the end of a parquet file holds its schema and where everything is
@@ -53,10 +55,36 @@ def parquet_rows(file: Path) -> Iterator[Row]:
         raise VTCError("parquet files need pyarrow, which comes with datasets; pip install 'vtc-vlm[eval]'") from None
     try:
         with ParquetFile(file, pre_buffer=False) as table:
-            for batch in table.iter_batches(batch_size=BATCH, use_threads=False):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
+            for group in range(table.num_row_groups):
+                stored = table.metadata.row_group(group)
+                if reason := bomb(stored):
+                    yield from (Broken(reason) for _ in range(stored.num_rows))
+                    continue
+                # one at a time: many rows may be the same large entry of a dictionary
+                yield from map(plain, table.iter_batches(batch_size=1, row_groups=[group], use_threads=False))
+    except (OSError, ValueError, MemoryError, NotImplementedError) as error:  # pyarrow's own errors are of these kinds
         raise DataError(f"{file} cannot be read as parquet ({brief(error)}); download it again") from None
+
+
+def bomb(group: Any) -> str:
+    """Why the rows of a parquet row group are not unpacked; empty where they may be. What its columns take is read from
+    the file's end before any of it is."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        small, large, name = column.total_compressed_size, column.total_uncompressed_size, column.path_in_schema
+        if large > max(UNPACKED, BOMB * small):
+            return f"column {name!r} unpacks {small:,} bytes to {large:,}; above {BOMB} times as many it is not read"
+        if column.num_values > VALUES * group.num_rows:
+            return f"column {name!r} has {column.num_values:,} values in {group.num_rows:,} rows; write fewer a row"
+    return ""
+
+
+def plain(row: Any) -> Row:
+    """A batch of one row as Python's values; a text that is not UTF-8 spoils only its own row."""
+    try:
+        return row.to_pylist()[0]
+    except ValueError as error:
+        return Broken(f"cannot be read ({brief(error)}); write it again")
 
 
 def json_rows(file: Path) -> Iterator[Row]:

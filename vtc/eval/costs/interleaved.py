@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vtc.errors import RunRefused, VTCError
-from vtc.eval.results.json_lines import encode, mend, write_all
-from vtc.files.atomic import ROOM
+from vtc.errors import RunRefused
+from vtc.eval.results.json_lines import encode, has_checksums, mend, numbered, write_all
+from vtc.files.atomic import unwritable
 
 Figures = dict[str, Any]
 
@@ -34,9 +33,9 @@ class Turns:
         if there == {"settings": settings}:
             for line in lines:
                 self.seen[line["part"], line["cell"]].append(line["figures"])
-        else:
-            path.unlink(missing_ok=True)
-            write(path, {"settings": settings})
+            return
+        path.unlink(missing_ok=True)
+        write(path, {"settings": settings})
 
     def take(
         self, part: str, cells: Iterable[str], count: int, measure: Callable[[int, str], Figures], warm_up: int = 0
@@ -64,14 +63,14 @@ class Turns:
 
 
 def read(path: Path) -> list[Figures]:
-    """The lines of the file."""
-    if not path.exists():
+    """The lines of the file; none of one from before lines had checksums, which is begun anew."""
+    if not has_checksums(path):
         return []
-    try:
-        with open(path, encoding="utf-8") as stream:
-            return [json.loads(line) for line in stream]
-    except ValueError as error:
-        raise RunRefused(f"{path} is damaged ({error}); start over with --overwrite") from None
+    found = [line for _, line in numbered(path)]
+    for line in found[1:]:
+        if set(line) != {"part", "cell", "figures"}:
+            raise RunRefused(f"{path} is damaged (a line has {', '.join(line)!a:.80}); start over with --overwrite")
+    return found
 
 
 def write(path: Path, line: Figures) -> None:
@@ -80,4 +79,4 @@ def write(path: Path, line: Figures) -> None:
         with open(path, "ab", buffering=0) as stream:
             write_all(stream, encode(line))
     except OSError as error:
-        raise VTCError(f"{path} cannot be written ({error.strerror}); {ROOM}") from None
+        raise unwritable(path, error) from None

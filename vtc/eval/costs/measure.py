@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from statistics import mean
@@ -17,6 +17,7 @@ import vtc
 from vtc.engine.kv_cache import cache_bytes
 from vtc.errors import VTCError
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.limits import of_the_sample, told
 from vtc.eval.cells import Cell
 from vtc.eval.costs.energy import energy
 from vtc.eval.costs.flops import counter
@@ -25,6 +26,7 @@ from vtc.eval.costs.memory import peak_memory
 from vtc.eval.costs.timing import timing
 
 COST_PROBES = 4
+Figures = dict[str, Any]
 
 
 def entered(model: Any, cell: Cell) -> AbstractContextManager[Any]:
@@ -53,21 +55,42 @@ def everything(
     answerer: Answerer, cells: Sequence[Cell], probes: list[Asked], repeats: int, batch: int, turns: Turns
 ) -> dict[str, dict[str, Any]]:
     """``cost`` of each cell by name; with ``repeats`` also ``timing`` (a batch of ``batch`` probes), ``timing_single``
-    (a batch of one, where ``batch`` is another), ``memory`` and ``energy`` (of that batch)."""
+    (a batch of one, where ``batch`` is another), ``memory`` and ``energy`` (of that batch).
+
+    What cannot be measured does not end a run: all that is counted, or all that is timed, is left out then, and
+    ``not_measured`` says why."""
     named = {cell.name: cell for cell in cells}
-    costs = turns.take("cost", named, 1, lambda _, name: cost(answerer, named[name], probes[:COST_PROBES]))
-    out = {name: {"cost": found[0]} for name, found in costs.items()}
-    if not repeats:
-        return out
     enter = {name: partial(entered, answerer.model, cell) for name, cell in named.items()}
-    sizes = {"timing": probes[:batch]} | ({"timing_single": probes[:1]} if batch > 1 else {})
-    parts = {key: timing(answerer, enter, asked, repeats, turns, key) for key, asked in sizes.items()}
-    parts["memory"] = peak_memory(answerer, enter, probes[:batch], turns)
-    parts["energy"] = energy(answerer, enter, probes[:batch], turns)
-    for key, found in parts.items():
-        for name, figures in found.items():
-            out[name][key] = figures
+
+    def counted() -> dict[str, dict[str, Figures]]:
+        found = turns.take("cost", named, 1, lambda _, name: cost(answerer, named[name], probes[:COST_PROBES]))
+        return {"cost": {name: each[0] for name, each in found.items()}}
+
+    def timed() -> dict[str, dict[str, Figures]]:
+        sizes = {"timing": probes[:batch]} | ({"timing_single": probes[:1]} if batch > 1 else {})
+        parts = {key: timing(answerer, enter, asked, repeats, turns, key) for key, asked in sizes.items()}
+        parts["memory"] = peak_memory(answerer, enter, probes[:batch], turns)
+        return parts | {"energy": energy(answerer, enter, probes[:batch], turns)}
+
+    out: dict[str, Figures] = {name: {} for name in named}
+    for measured in (counted, timed) if repeats else (counted,):
+        parts, reason = attempt(measured)
+        if reason:
+            return {name: entry | {"not_measured": reason} for name, entry in out.items()}
+        for key, found in parts.items():
+            for name, figures in found.items():
+                out[name][key] = figures
     return out
+
+
+def attempt(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """What it gives, and why it gives nothing: a batch that fits no memory, a picture that fails alone."""
+    try:
+        return measured(), ""
+    except Exception as error:
+        if not of_the_sample(error):
+            raise
+        return {}, told(error)
 
 
 def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:

@@ -38,7 +38,10 @@ def load_any(image: Any, root: Path | None, max_pixels: int = MAX_PIXELS, where:
         return decode(BytesIO(image), "in the row", max_pixels, where)
     if isinstance(image, Image.Image):
         check_size(image.size, "in the row", max_pixels, where)
-        return to_rgb(ImageOps.exif_transpose(image))
+        try:
+            return to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:  # loaded only here, or of a mode that has no range
+            raise fail(where, "in the row", f"cannot be read as a picture ({error}); replace it") from None
     if isinstance(image, (str, Path)) and root is None:
         raise fail(where, image, "is a path, and rows of the hub have none here; give --data-dir with the pictures")
     if isinstance(image, (str, Path)) and root is not None:
@@ -67,7 +70,7 @@ def resolve(path: str, root: Path, where: str) -> Path:
     """The regular file that ``path`` names inside ``root``; anything else raises ``DataError``."""
     if "://" in path or path.startswith("data:"):
         raise fail(where, path, "is a URL; download the picture and give its path relative to the data folder")
-    if not path or "\0" in path:
+    if not path or "\0" in path or not encodable(path):
         raise fail(where, path, "is not a path; give one relative to the data folder")
     if os.path.isabs(path) or path.startswith("~") or (len(path) > 1 and path[1] == ":"):
         raise fail(where, path, "is an absolute path; give one relative to the data folder")
@@ -84,6 +87,15 @@ def resolve(path: str, root: Path, where: str) -> Path:
     if not stat.S_ISREG(mode):
         raise fail(where, path, "is not a regular file; give a picture file")
     return Path(real)
+
+
+def encodable(path: str) -> bool:
+    """Whether any file can have this name: half a character (JSON's ``"\\ud800"``) is in none."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(4096)  # pictures have several questions each

@@ -175,6 +175,9 @@ def notes(
             "unpatched model run moments before, ± half its inter-quartile range. (unclear): it differs from 1 by no "
             "more than its whole inter-quartile range, so these turns do not tell faster from slower."
         )
+    if reasons := {entry["not_measured"] for entry in measured.values() if "not_measured" in entry}:
+        what = "" if any("cost" in entry for entry in measured.values()) else "Costs, "
+        out.append(f"{what}times, memory and energy could not be measured: {'; '.join(sorted(reasons))}")
     if errors := sum(cell.get("errors", 0) for cell in cells.values()):
         told = f"{errors} answers are missing because of errors (see results.jsonl); they are not scored."
         out.append(Strong(told))

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Container, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import DataError
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.limits import of_the_sample, told
+from vtc.eval.asking.usable import usable
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell
 from vtc.eval.report import cost_table, export, html, overlays, plots, reliability, tables
 from vtc.files.atomic import write_atomic, write_json, write_text
 
 
-def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Cell], pictures: int) -> None:
-    """Everything but ``results.jsonl``. Without matplotlib the plot is left out."""
+def write(
+    results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Cell], pictures: int, failed: Container[int]
+) -> None:
+    """Everything but ``results.jsonl``. Without matplotlib the plot is left out. ``failed``: rows not drawn."""
     folder: Path = results.folder
     write_json(folder / "summary.json", results.summary)
     page = tables.markdown(results.summary, results.measured, cost_table.markdown(results.measured))
@@ -27,7 +31,7 @@ def write(results: Any, answerer: Answerer, benchmark: Benchmark, cells: list[Ce
     write_text(folder / "table.tex", export.latex(results.summary))
     if plots.available():
         draw(results, folder)
-    show(folder, answerer, benchmark, one_each(cells), pictures)
+    show(folder, answerer, benchmark, one_each(cells), pictures, failed)
     write_report(results, benchmark.name)
 
 
@@ -42,10 +46,18 @@ def title(summary: dict[str, Any]) -> str:
     return f"{settings['model'] or settings['model_class']}: vision tokens and accuracy"
 
 
-def show(folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[Cell], pictures: int) -> None:
-    """What was kept of some pictures, a column a method."""
-    for asked in distinct(usable(answerer, benchmark), pictures if columns else 0):
-        image = overlays.draw(answerer, asked, columns, benchmark.score)
+def show(
+    folder: Path, answerer: Answerer, benchmark: Benchmark, columns: list[Cell], pictures: int, failed: Container[int]
+) -> None:
+    """What was kept of some pictures, a column a method. One that cannot be drawn is left out, with a warning."""
+    for asked in distinct(usable(answerer, benchmark, failed), pictures if columns else 0):
+        try:
+            image = overlays.draw(answerer, asked, columns, benchmark.score)
+        except Exception as error:  # as in asking: one picture does not end a run
+            if not of_the_sample(error):
+                raise
+            warnings.warn(f"{asked.sample.where}: no overlay ({told(error)})", stacklevel=2)
+            continue
         write_atomic(folder / "overlays" / f"{file_name(asked.sample.id)}.png", image.save)
 
 
@@ -67,15 +79,6 @@ def draw(results: Any, folder: Path) -> None:
             write_atomic(folder / axis.file, one)
     if reliability.calibrated(results.summary):
         write_atomic(folder / "reliability.png", partial(reliability.draw, results.summary))
-
-
-def usable(answerer: Answerer, benchmark: Benchmark) -> Iterator[Asked]:
-    """The benchmark's samples, ready to be asked, without the bad ones."""
-    for sample in benchmark.samples():
-        try:
-            yield answerer.ready(sample, benchmark)
-        except DataError:
-            continue
 
 
 def distinct(asked: Iterator[Asked], count: int) -> Iterator[Asked]:

@@ -38,10 +38,11 @@ class Calibration:
 
     def add(self, line: dict[str, Any]) -> None:
         """Takes a line of a results file that has a score."""
-        if math.isnan(line["confidence"]):
+        sure = line.get("confidence", math.nan)  # answers from before it was kept have none
+        if math.isnan(sure):
             self.unknown += 1
         else:
-            self.reliability.add(line["confidence"], line["score"])
+            self.reliability.add(sure, line["score"])
 
     def figures(self) -> dict[str, Any] | None:
         """``ece``, the mean ``confidence`` and the ``bins`` of a reliability diagram. None without answers, or where

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import os
 import time
@@ -11,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import RunRefused, VTCError
+from vtc.errors import RunRefused
 from vtc.eval.distributed import ALONE, World
-from vtc.eval.results.json_lines import encode, mend, read, write_all
-from vtc.files.atomic import ROOM, write_atomic, write_json
+from vtc.eval.results.json_lines import encode, has_checksums, mend, read, write_all
+from vtc.eval.results.rows import Ids, Rows
+from vtc.eval.results.settings import same_settings
+from vtc.files.atomic import unwritable, write_atomic
 from vtc.files.lock import lock
 
 SYNC_SECONDS = 5.0
@@ -23,28 +24,6 @@ OURS = (
     *("table.*", "report.html", "pareto*.png", "reliability.png", "overlays/*.png"),
     *("robustness.json", "robustness.md", "compare.json"),
 )
-FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
-
-
-class Rows:
-    """A set of row numbers from 0 on, a byte each."""
-
-    def __init__(self) -> None:
-        self.bits = bytearray()
-
-    def add(self, row: int) -> None:
-        if row >= len(self.bits):
-            self.bits.extend(bytes(row + 1 - len(self.bits)))
-        self.bits[row] = 1
-
-    def __contains__(self, row: int) -> bool:
-        return row < len(self.bits) and self.bits[row] == 1
-
-    def __len__(self) -> int:
-        return sum(self.bits)
-
-    def __bool__(self) -> bool:
-        return bool(self.bits)
 
 
 class Journal:
@@ -53,18 +32,20 @@ class Journal:
     Lines are dicts with ``cell``, ``batch`` and ``row``; one with ``closed`` and no row says why the cell cannot be
     run from that batch on. They stand in the order of batches, cells and rows. Several ranks write a file each, which
     the first puts together in that order (``results.jsonl`` is the same bytes for any number of ranks), when the run
-    ends or goes on after an interruption. Raises ``RunRefused`` when another process writes there, or when ``config``
-    differs from the folder's.
+    ends or goes on after an interruption. Raises ``RunRefused`` when another process writes there, when ``config``
+    differs from the folder's, or for lines that were changed; ``VTCError`` where the folder cannot be written.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], overwrite: bool = False, world: World = ALONE):
         self.folder, self.path, self.world = folder, folder / "results.jsonl", world
         self.order = {name: n for n, name in enumerate(config["cells"])}
         self.done: dict[str, Rows] = {name: Rows() for name in self.order}
+        self.ids = Ids()
         self.closed: dict[str, int] = {}  # the first batch that found it closed
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(folder) if world.first else None
+        self._lock = None
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(folder) if world.first else None
             if world.first:
                 self._prepare(config, overwrite)
             world.wait()  # the folder is ready
@@ -73,6 +54,10 @@ class Journal:
             world.wait()  # everyone has read it
             self.own = self._part(world.rank) if self._part(0).exists() else self.path
             self._stream = open(self.own, "ab", buffering=0)  # lives as long as the journal
+            self._there = self._seen(self.own)
+        except OSError as error:
+            self._unlock()
+            raise unwritable(folder, error) from None
         except BaseException:
             self._unlock()
             raise
@@ -91,9 +76,11 @@ class Journal:
             clear(self.folder)
         for stale in [*self.folder.glob(".tmp-*"), *self.folder.glob("overlays/.tmp-*")]:
             stale.unlink()
-        check_config(self.folder, config)
+        same_settings(self.folder, config)
         for path in (self.path, *self._parts()):
             mend(path)
+        if not has_checksums(self.path):  # of a run from before there were any
+            write_atomic(self.path, self._rewrite)
         if self.world.size > 1 or self._parts():
             self._part(0).touch()
             self._merge()
@@ -119,6 +106,10 @@ class Journal:
 
         write_atomic(self.path, write)
 
+    def _rewrite(self, path: Path) -> None:
+        with open(path, "wb") as stream:
+            stream.writelines(map(encode, self._read(self.path)))
+
     def _key(self, line: dict[str, Any]) -> tuple[int, int, int]:
         return line["batch"], self.order[line["cell"]], line.get("row", -1)
 
@@ -135,6 +126,22 @@ class Journal:
             raise RunRefused(f"{self.path}: {line['cell']} answered {line['id']!r} twice; start over with --overwrite")
         else:
             self.done[line["cell"]].add(line["row"])
+            if "error" not in line:  # what a broken row is called may change
+                self.check_id(line["row"], line["id"])
+
+    def check_id(self, row: int, identity: str) -> None:
+        """Raises ``RunRefused`` unless all that is known of the row is of the question ``identity``."""
+        if not self.ids.agree(row, identity):
+            raise RunRefused(
+                f"{self.path}: row {row} is question {identity!r} here and another there; start over with --overwrite"
+            )
+
+    def check_count(self, count: int) -> None:
+        """Raises ``RunRefused`` where rows from ``count`` on, which the benchmark does not have, were answered."""
+        if (beyond := max(rows.end for rows in self.done.values())) > count:
+            raise RunRefused(
+                f"{self.path}: row {beyond - 1} is beyond the {count:,} rows there are; start over with --overwrite"
+            )
 
     @property
     def empty(self) -> bool:
@@ -148,22 +155,44 @@ class Journal:
     def append(self, lines: list[dict[str, Any]]) -> None:
         """Write lines whose row that cell has not answered yet; the others are skipped."""
         fresh = [line for line in lines if "closed" in line or line["row"] not in self.done[line["cell"]]]
+        self.check_there()
         try:
             write_all(self._stream, b"".join(map(encode, fresh)))
         except OSError as error:
             mend(self.own)
-            raise VTCError(f"{self.own} cannot be written ({error.strerror}); {ROOM}") from None
+            raise unwritable(self.own, error) from None
+        self._there = self._seen(self.own)
         for line in fresh:
             self._note(line)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
+    def check_there(self) -> None:
+        """Raises ``RunRefused`` when the file that is written is no longer the one in the folder."""
+        if self._seen(self.own) != self._there:
+            raise RunRefused(
+                f"{self.own} was moved, deleted or changed while this run was writing it; put it back as it was and "
+                "give the same command, which goes on there, or start over with --overwrite"
+            )
+
+    def _seen(self, path: Path) -> tuple[int, int, int] | None:
+        """Device, number and size of the file; None where there is none."""
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size
+
     def sync(self) -> None:
-        os.fsync(self._stream.fileno())
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise unwritable(self.own, error) from None
         self._synced = time.monotonic()
 
     def finish(self) -> None:
         """Waits for all ranks; the first then puts their parts together."""
+        self.check_there()
         self.sync()
         self.world.wait()
         if not self.world.first or not self._parts():
@@ -171,6 +200,7 @@ class Journal:
         self._merge()
         for path in reversed(self._parts()):  # the first rank's goes last: while it is there, gaps are possible
             path.unlink()
+        self.own, self._there = self.path, self._seen(self.path)
         for line in self._read(self.path):
             if "closed" in line:
                 self._note(line)
@@ -179,9 +209,11 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.sync()
-        self._stream.close()
-        self._unlock()
+        try:
+            self.sync()
+        finally:
+            self._stream.close()
+            self._unlock()
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -204,20 +236,3 @@ def start_over(folder: Path) -> None:
         clear(folder)
     finally:
         held.release()
-
-
-def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write ``config`` into an empty folder; in a used one it must be the same."""
-    path, config = folder / "config.json", json.loads(json.dumps(config))
-    if not path.exists():
-        if (folder / "results.jsonl").exists():
-            raise RunRefused(f"{folder} has results but no config.json; give another --output, or --overwrite")
-        return write_json(path, config)
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunRefused(f"{path} is not JSON ({error}); give another --output, or --overwrite") from None
-    keys = [key for key in sorted({*there, *config} - set(FREE)) if there.get(key) != config.get(key)]
-    if keys:
-        changes = "; ".join(f"{key}: {there.get(key)!r:.160} there, {config.get(key)!r:.160} asked" for key in keys)
-        raise RunRefused(f"{folder} holds a run with other settings ({changes}); give another --output, or --overwrite")

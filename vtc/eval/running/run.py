@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ import vtc
 from vtc.errors import DataError, VTCError
 from vtc.eval.asking.batches import batches
 from vtc.eval.asking.generate import Answerer
+from vtc.eval.asking.usable import usable
 from vtc.eval.benchmarks import Benchmark
 from vtc.eval.cells import Cell, plan
 from vtc.eval.costs import measure
@@ -78,31 +79,41 @@ def evaluate(
         quiet = None if progress and world.first else True  # None: quiet unless a person watches
         total = (benchmark.count() or 0) * len(cells) // world.size
         with tqdm(total=total or None, unit="q", disable=quiet) as bar:
-            runner = Runner(answerer, benchmark, cells, journal, bar)
+            runner, count = Runner(answerer, benchmark, cells, journal, bar), 0
             for batch in batches(benchmark, batch_size):
+                count += len(batch.rows)
                 if world.mine(batch.index):
                     runner.batch(batch)
             runner.finish()
+            journal.check_count(count)
         journal.finish()
         if not world.first:
             return Results(journal.folder, {}, {})
         open_cells = [cell for cell in cells if cell.name not in journal.closed]
         settings = {"repeats": repeats, "batch": timing_batch, "machine": machine(answerer.model.device)}
         turns = Turns(journal.folder / "measured.jsonl", settings, quiet)
-        measured = measurements(answerer, benchmark, open_cells, repeats, timing_batch, turns)
+        failed = lines.failed_rows(journal.path)
+        measured = measurements(answerer, benchmark, open_cells, repeats, timing_batch, turns, failed)
         write_json(journal.folder / "measured.json", measured)
-        costs = {name: entry["cost"] for name, entry in measured.items()}
+        costs = {name: entry["cost"] for name, entry in measured.items() if "cost" in entry}
         names = [c.name for c in cells]
+        journal.check_there()  # measuring may have taken hours
         summary = summarise(lines.read(journal.path), names, costs, benchmark.credits) | {"settings": config}
         add_metrics(summary, lambda cell: lines.read(journal.path, cell), benchmark.aggregate)
         results = Results(journal.folder, json.loads(json.dumps(summary)), measured)
-        outputs.write(results, answerer, benchmark, open_cells, overlays)
+        outputs.write(results, answerer, benchmark, open_cells, overlays, failed)
     return results
 
 
 def measurements(
-    answerer: Answerer, benchmark: Benchmark, cells: list[Cell], repeats: int, batch: int, turns: Turns
+    answerer: Answerer,
+    benchmark: Benchmark,
+    cells: list[Cell],
+    repeats: int,
+    batch: int,
+    turns: Turns,
+    failed: Container[int],
 ) -> dict[str, Any]:
-    """What each cell costs, by name, on the first questions that can be asked; nothing where none can."""
-    probes = list(islice(outputs.usable(answerer, benchmark), max(measure.COST_PROBES, batch)))
+    """What each cell costs, by name, on the first questions that every cell answered; nothing where none did."""
+    probes = list(islice(usable(answerer, benchmark, failed), max(measure.COST_PROBES, batch)))
     return measure.everything(answerer, cells, probes, repeats, batch, turns) if probes else {}

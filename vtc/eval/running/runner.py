@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from vtc.errors import BudgetError, DataError, UnsupportedModel, VTCError
+from vtc.errors import BudgetError, DataError, UnsupportedModel
 from vtc.eval.asking.batches import Batch
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.limits import check_inputs, of_the_sample, told
 from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell
 from vtc.eval.costs import measure
 from vtc.eval.results.journal import Journal
 
+LABEL = 1000  # characters of an error line's texts: one may be too long to be asked
 HOPELESS = 20  # samples that fail before any answer: the data folder is wrong, or the model cannot be asked this way
 
 
@@ -33,22 +35,25 @@ class Runner:
     def batch(self, batch: Batch) -> None:
         """Pictures are decoded once for all cells. A batch is asked whole even when part of it is answered, so that an
         interrupted run computes the same numbers as one that was not."""
+        for row, sample in zip(batch.rows, batch.samples, strict=True):
+            if not sample.error:
+                self.journal.check_id(row, sample.id)
         todo = [cell for cell in self.cells if self.journal.missing(cell.name, batch.index, batch.rows)]
         self.bar.update(len(batch.rows) * (len(self.cells) - len(todo)))
         if not todo:
             return
-        asked, bad = self.load(batch.samples)
-        inputs = self.inputs(asked)
-        row = {sample.id: row for sample, row in zip(batch.samples, batch.rows, strict=True)}
+        asked, bad = self.load(batch)
+        ready = list(asked.values())
+        inputs = self.whole(ready)
         for cell in todo:
             self.bar.set_postfix_str(cell.name)
             try:
-                lines = self.ask(cell, asked, inputs)
+                lines = self.ask(cell, ready, inputs)
             except (BudgetError, UnsupportedModel) as error:
                 lines = [{"closed": str(error), "least": getattr(error, "least", None)}]
             else:
-                lines += [error_line(sample, reason) for sample, reason in bad]
-                lines = sorted(({"row": row[line["id"]]} | line for line in lines), key=lambda line: line["row"])
+                by_row = dict(zip(asked, lines, strict=True)) | bad  # ids may be doubled in a file that is broken
+                lines = [{"row": row} | by_row[row] for row in sorted(by_row)]
             self.record([{"cell": cell.name, "batch": batch.index} | line for line in lines])
             self.bar.update(len(batch.rows))
 
@@ -67,35 +72,44 @@ class Runner:
         self.journal.append(self.held)
         self.held = []
 
-    def load(self, samples: list[Sample]) -> tuple[list[Asked], list[tuple[Sample, str]]]:
-        """The samples that can be asked, and those that cannot with the reason."""
-        asked, bad = [], []
-        for sample in samples:
+    def load(self, batch: Batch) -> tuple[dict[int, Asked], dict[int, dict[str, Any]]]:
+        """By row: the samples that can be asked, and the lines of those that cannot."""
+        asked, bad = {}, {}
+        for row, sample in zip(batch.rows, batch.samples, strict=True):
             try:
-                asked.append(self.answerer.ready(sample, self.benchmark))
-            except DataError as error:
-                bad.append((sample, str(error)))
+                asked[row] = self.answerer.ready(sample, self.benchmark)
+            except Exception as error:  # benchmarks, disks and chat templates raise all kinds
+                if not of_the_sample(error):
+                    raise
+                bad[row] = error_line(sample, reason(sample, error))
         return asked, bad
 
     def inputs(self, asked: list[Asked]) -> Any:
+        """What the model gets, with room for the answers."""
+        inputs = self.answerer.inputs(asked)
+        check_inputs(inputs, self.answerer.max_new_tokens, self.answerer.model.config)
+        return inputs
+
+    def whole(self, asked: list[Asked]) -> Any:
         """The whole batch for the model, or None where it must be made in smaller parts to find what is wrong."""
         try:
-            return self.answerer.inputs(asked) if asked else None
+            return self.inputs(asked) if asked else None
         except Exception:  # processors raise all kinds; ``ask`` finds the sample and names it
             return None
 
     def ask(self, cell: Cell, asked: list[Asked], inputs: Any = None) -> list[dict[str, Any]]:
-        """A line a question. What fails as a batch (out of memory, one odd picture) is halved until it is one."""
+        """A line a question, in order. What fails as a batch (out of memory, one odd picture) is halved until it is
+        one."""
         if not asked:
             return []
         try:
-            inputs = self.answerer.inputs(asked) if inputs is None else inputs
+            inputs = self.inputs(asked) if inputs is None else inputs
             with measure.entered(self.answerer.model, cell):
                 replies = self.answerer.replies(inputs)
                 tokens = self.tokens(asked, inputs)
             return [self.line(*each) for each in zip(asked, replies, tokens, strict=True)]
         except Exception as error:
-            if isinstance(error, VTCError) and not isinstance(error, DataError):
+            if not of_the_sample(error):
                 raise
             failure = error.with_traceback(None)  # the traceback would keep the batch's memory
         del inputs
@@ -104,9 +118,7 @@ class Runner:
         if len(asked) > 1:
             half = len(asked) // 2
             return self.ask(cell, asked[:half]) + self.ask(cell, asked[half:])
-        sample = asked[0].sample
-        reason = f"{sample.where}: {type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
-        return [error_line(sample, reason)]
+        return [error_line(asked[0].sample, reason(asked[0].sample, failure))]
 
     def tokens(self, asked: list[Asked], inputs: Any) -> list[float]:
         """Layer-averaged vision tokens a picture, for each question."""
@@ -114,11 +126,22 @@ class Runner:
 
     def line(self, asked: Asked, reply: tuple[str, float], tokens: float) -> dict[str, Any]:
         sample, (answer, confidence) = asked.sample, reply
-        score = self.benchmark.score(answer, sample)
+        score = float(self.benchmark.score(answer, sample))
+        if not 0 <= score <= 1:
+            raise DataError(f"{self.benchmark.name} scores it {score}; a score is in [0, 1]")
         said = {"answer": answer, "expected": list(sample.answers), "score": score, "tokens": tokens}
         said["confidence"] = confidence
         return {"id": sample.id, "type": sample.type, "group": sample.group, **said}
 
 
+def reason(sample: Sample, error: Exception) -> str:
+    """Where the sample stands and what is wrong with it."""
+    if isinstance(error, DataError):
+        text = str(error)
+        return text if text.startswith(sample.where) else f"{sample.where}: {text}"
+    return f"{sample.where}: {told(error)}"
+
+
 def error_line(sample: Sample, reason: str) -> dict[str, Any]:
-    return {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}
+    told = {"id": sample.id, "type": sample.type, "group": sample.group, "error": reason}
+    return {key: text[:LABEL] for key, text in told.items()}

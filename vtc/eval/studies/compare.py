@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from vtc.errors import DataError
 from vtc.eval.metrics import normalise
 from vtc.eval.report.tables import grid, interval, percent, split
 from vtc.eval.results.json_lines import read
+from vtc.eval.results.settings import run_settings
 from vtc.eval.results.statistics import paired_change
 from vtc.files.escape import markdown as escape
 
@@ -25,13 +25,13 @@ HEAD = (
     "McNemar p",
 )
 
-Answers = dict[str, dict[str, Any]]  # lines of one cell, by question
+Answers = dict[tuple[int, str], dict[str, Any]]  # lines of one cell; a broken row's name may be an id, too
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
     """Run ``b`` against run ``a``, cell by cell that both have (``cells``); ``only_a`` and ``only_b`` name the others,
     ``settings`` what else differs. Raises ``DataError`` for folders that are no runs, or of different questions."""
-    settings = [settings_of(folder) for folder in (a, b)]
+    settings = [run_settings(folder) for folder in (a, b)]
     if different := differences(settings[0]["benchmark"], settings[1]["benchmark"]):
         told = "; ".join(f"{key}: {x!r:.80} and {y!r:.80}" for key, (x, y) in different.items())
         raise DataError(f"{a} and {b} asked different questions (benchmark {told}); compare runs of the same benchmark")
@@ -46,20 +46,6 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
     }
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    """A run's ``config.json``."""
-    try:
-        settings = json.loads((folder / "config.json").read_text("utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("benchmark"), dict):
-            raise ValueError("no benchmark in it")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{folder} is no run folder (config.json: {error}); give a folder that vtc eval wrote; "
-            "of several benchmarks the folder of one"
-        ) from None
-    return settings
-
-
 def cells_of(folder: Path) -> list[str]:
     """The cells of a run that could be run."""
     found: dict[str, bool] = {}
@@ -70,9 +56,8 @@ def cells_of(folder: Path) -> list[str]:
 
 def both_of(a: Path, b: Path, cell: str) -> tuple[Answers, Answers]:
     """One cell's lines in both runs, which must be of the same questions; no more than these are held at once."""
-    theirs, mine = (
-        {line["id"]: line for line in read(folder / "results.jsonl", cell) if line["cell"] == cell} for folder in (a, b)
-    )
+    found = ((line for line in read(folder / "results.jsonl", cell) if line["cell"] == cell) for folder in (a, b))
+    theirs, mine = ({(line["row"], line["id"]): line for line in lines} for lines in found)
     check_questions(theirs, mine, f"{cell} of {a} and of {b}")
     return theirs, mine
 
@@ -86,13 +71,13 @@ def check_questions(a: Answers, b: Answers, where: str) -> None:
     """Raises ``DataError`` unless both hold the same questions with the same accepted answers."""
     if odd := sorted(a.keys() ^ b.keys()):
         raise DataError(
-            f"{where}: {len(odd)} question(s) stand in one run only, the first {odd[0]!r}; finish both runs "
+            f"{where}: {len(odd)} question(s) stand in one run only, the first {odd[0][1]!r}; finish both runs "
             "(the same vtc eval command goes on), or compare runs of the same questions"
         )
     pairs = [(key, a[key].get("expected"), b[key].get("expected")) for key in a]
     if odd := [key for key, x, y in pairs if x is not None and y is not None and x != y]:
         raise DataError(
-            f"{where}: question {odd[0]!r} accepts {a[odd[0]]['expected']!r:.80} in one and "
+            f"{where}: question {odd[0][1]!r} accepts {a[odd[0]]['expected']!r:.80} in one and "
             f"{b[odd[0]]['expected']!r:.80} in the other; compare runs of the same questions"
         )
 

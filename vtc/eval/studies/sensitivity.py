@@ -20,7 +20,7 @@ from vtc.engine.capture.attention_hook import hook_attention
 from vtc.errors import BudgetError, DataError, VTCError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.benchmarks import Benchmark
-from vtc.eval.results.journal import check_config
+from vtc.eval.results.settings import same_settings
 from vtc.eval.running.describe import describe
 from vtc.eval.studies.sensitivity_report import write_report
 from vtc.files.atomic import write_json
@@ -107,10 +107,9 @@ def sensitivity(
 @contextmanager
 def held(folder: Path, config: dict[str, Any]) -> Iterator[Path]:
     """The folder, locked, and known to hold no run with other settings."""
-    folder.mkdir(parents=True, exist_ok=True)
     handle = lock(folder)
     try:
-        check_config(folder, config)
+        same_settings(folder, config)
         yield folder
     finally:
         handle.release()

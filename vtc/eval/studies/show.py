@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vtc.eval import cells
 from vtc.eval.asking.generate import Answerer, Asked
+from vtc.eval.asking.limits import check_pictures, check_texts
 from vtc.eval.asking.load import load
 from vtc.eval.benchmarks import Benchmark, Sample
 from vtc.eval.cells import Cell
@@ -24,7 +25,10 @@ def run(
     chosen = cells.plan(cells.parse_specs(methods), cells.parse_budgets(budgets))[1:]
     vlm, processor = load(model, dtype, device, attn, learned=True)
     answerer = Answerer(vlm, processor, Benchmark.frame, max_new_tokens=32)
-    asked = Asked(Sample("show", question, images=(image.name,)), [picture], answerer.prompt(question, 1))
+    sample = Sample("show", question, images=(image.name,), where=str(image))
+    check_texts(sample)
+    check_pictures([picture.size], processor, sample.where)
+    asked = Asked(sample, [picture], answerer.prompt(question, 1))
     inputs = answerer.inputs([asked])
     with entered(vlm, Cell()):
         lines = [f"unpatched: {visible(answerer.answers(inputs)[0])}"]
