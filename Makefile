@@ -7,6 +7,8 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 # Threads that spin while they wait starve each other on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
+# No test is decided by a clock; what hangs ends with the run (where there is GNU timeout).
+LIMIT  := $(if $(shell command -v timeout),timeout 45m)
 
 .PHONY: demo test test-all test-oldest test-wheel kernels lint setup setup-oldest clean
 
@@ -25,7 +27,7 @@ demo: setup
 	OMP_NUM_THREADS=2 $(BIN)/vtc demo --output runs/demo
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(LIMIT) $(BIN)/python -m pytest -n 2 -m 'not slow'
 
 # With torchao installed every import of transformers takes seconds more, so only this one has it.
 test-all: setup lint

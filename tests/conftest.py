@@ -12,6 +12,18 @@ torch.set_num_threads(1)
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--entry", action="append", default=[], metavar="NAME", help="run the contract suites on this entry alone"
+    )
+
+
+def pytest_configure(config) -> None:
+    from tests.own import NAMED
+
+    NAMED[:] = config.getoption("--entry")
+
+
 @functools.lru_cache(maxsize=8)
 def _model(name: str, attn: str, dtype: torch.dtype, layers: int):
     from tests import zoo

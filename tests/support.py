@@ -11,33 +11,35 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.own import known, walked
 from vtc.errors import UnsupportedModel
 from vtc.methods import registry
 from vtc.patching.api import patch_of
 from vtc.signals.tower_attention import TowerAttention
 from vtc.signals.tower_keys import TowerKeys
 
-METHODS = tuple(registry)
-IN_DECODER = tuple(name for name, kind in registry.items() if all(s.layer != 0 for s in kind().stages()))
+METHODS = tuple(walked(registry))
+KNOWN = known(registry)
+IN_DECODER = tuple(name for name, kind in KNOWN.items() if all(s.layer != 0 for s in kind().stages()))
 IN_TOWER = tuple(  # they look at the vision tower's attention
     name
-    for name, kind in registry.items()
+    for name, kind in KNOWN.items()
     if any(isinstance(s, (TowerAttention, TowerKeys)) for n in range(len(kind().stages())) for s in kind().signals(n))
 )
 KEYS = tuple(
-    name for name, kind in registry.items() if kind.reduces_keys
+    name for name, kind in KNOWN.items() if kind.reduces_keys
 )  # all rows stay: tests/engine/sites/test_kv_reduction.py
 SKIPPING = tuple(
-    name for name, kind in registry.items() if kind.skips_layers
+    name for name, kind in KNOWN.items() if kind.skips_layers
 )  # rows come back: tests/engine/sites/test_token_routing.py
-GRID = tuple(name for name, kind in registry.items() if kind.gridded)
+GRID = tuple(name for name, kind in KNOWN.items() if kind.gridded)
 # Towers whose tokens cannot merge: a mask parts packed pictures, a resampler follows, or their layers are not known.
 STIFF = ("llava_pixtral", "mistral3", "ovis2", "perception_lm", "got_ocr2", "aria")
-MERGING = tuple(name for name, kind in registry.items() if (kind.trains or kind().share) and not kind.reduces_keys)
+MERGING = tuple(name for name, kind in KNOWN.items() if (kind.trains or kind().share) and not kind.reduces_keys)
 MERGING_TOWER = ("tome",)  # what enters the decoder is not what the unpatched tower makes of the picture
 # Pairs a family's signals (or the lack of a grid, or recurrent layers) rule out; each must raise, never substitute.
 REFUSED = {
-    *(("qwen3_5", name) for name, kind in registry.items() if any(s.layer != 0 for s in kind().stages())),
+    *(("qwen3_5", name) for name, kind in KNOWN.items() if any(s.layer != 0 for s in kind().stages())),
     *(("qwen3_5", name) for name in KEYS),
     *((family, name) for family in ("perception_lm", "got_ocr2", "aria") for name in IN_TOWER),
     *(("aria", name) for name in GRID),
@@ -86,7 +88,7 @@ def logits_elsewhere(folder: Path, prompt: dict) -> torch.Tensor:
     asked, answered = folder.parent / "prompt.pt", folder.parent / "logits.pt"
     torch.save(prompt, asked)
     command = [sys.executable, "-c", script, str(folder), str(asked), str(answered)]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], timeout=300)
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
     return torch.load(answered)
 
 

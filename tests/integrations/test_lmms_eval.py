@@ -89,7 +89,6 @@ def lmms_eval(tasks, output, *model_args, launcher=("-m", "lmms_eval")):
         cwd=output,
         capture_output=True,
         text=True,
-        timeout=600,
     )
 
 

@@ -10,18 +10,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import golden
+from tests.own import known, walked
 from tests.pictures import batch, check, picture, ready, reduce, signals
 from tests.tolerances import assert_same
 from vtc.kernels.merge import merge
 from vtc.methods import registry
 from vtc.methods._share import share
 
-METHODS = {name: ready(method()) for name, method in registry.items()}
+METHODS = {name: ready(method()) for name, method in known(registry).items()}
 RANKING = (  # they keep the best by a score or a distance
     *("cdpruner", "dart", "divprune", "fastervlm", "fastv", "hired", "hiprune", "holov", "prumerge"),
     *("act_learned", "perceiver", "pyramiddrop", "router", "scope", "sparsevlm_v2", "vscan"),
 )
-each = pytest.mark.parametrize("name", METHODS)
+each = pytest.mark.parametrize("name", walked(registry))
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))

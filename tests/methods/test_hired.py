@@ -4,6 +4,7 @@ import torch
 import vtc
 from tests import zoo
 from tests.golden import cases
+from tests.own import known
 from tests.pictures import batch, check, merged, picture, reduce, signals, without_grid
 from tests.support import engine, logits
 from tests.tolerances import assert_close, assert_same
@@ -22,7 +23,7 @@ def selects(name):
         return False
 
 
-SELECTORS = tuple(name for name in registry if selects(name))
+SELECTORS = tuple(name for name in known(registry) if selects(name))
 
 
 def in_tiles(values, split):

@@ -10,6 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 import vtc
 from tests import zoo
+from tests.own import known
 from tests.support import KINDS, engine, generate, logits
 from tests.tolerances import assert_close
 from tests.versions import skip_before
@@ -18,7 +19,7 @@ from vtc.methods import registry
 from vtc.patching.api import patch_of
 from vtc.patching.patch import LEARNED
 
-LEARNING = tuple(name for name, kind in registry.items() if kind.learns)
+LEARNING = tuple(name for name, kind in known(registry).items() if kind.learns)
 OTHER = {"perceiver": {"depth": 1}, "act_learned": {"width": 8}, "router": {"layer": 2}}  # not the defaults
 each = pytest.mark.parametrize("method", LEARNING)
 
@@ -41,7 +42,7 @@ def gradients(model, prompt: dict) -> dict[str, torch.Tensor]:
 
 def test_exactly_those_that_say_so_learn(model_of):
     model = model_of("llava")
-    assert [name for name, kind in registry.items() if kind().build(model) is not None] == list(LEARNING) != []
+    assert [name for name, kind in known(registry).items() if kind().build(model) is not None] == list(LEARNING) != []
 
 
 @each

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import vtc
 from tests import zoo
+from tests.own import walked
 from tests.support import logits
 from tests.tolerances import assert_close
 from vtc.methods import Method, Stage
@@ -61,7 +62,7 @@ def cases() -> list:
     """Every signal at every site it can be had at: before the first layer there is no layer to look at, and where
     tokens skip layers, not all of them are in the one before."""
     found = []
-    for name, kind in registry.items():
+    for name, kind in walked(registry).items():
         for site in SITES:
             stage = 0 if site == "input" else 2
             hook = kind().hook(stage)
@@ -74,7 +75,7 @@ def cases() -> list:
 
 def test_signals_are_values():
     """Equal instances are one signal, whatever asks for it; a hook is a place and nothing else."""
-    for _, kind in registry.items():
+    for _, kind in walked(registry).items():
         one, same = kind(), kind()
         assert one == same and hash(one) == hash(same) and one.words()
         assert isinstance(one.hook(2), TowerHook | DecoderHook | None)

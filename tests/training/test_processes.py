@@ -21,7 +21,7 @@ def run(*command: str, processes: int = 1) -> str:
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    out = subprocess.run([*start, *command], capture_output=True, text=True, timeout=600, env=env, cwd=ROOT)
+    out = subprocess.run([*start, *command], capture_output=True, text=True, env=env, cwd=ROOT)
     assert out.returncode == 0, out.stderr[-3000:]
     return out.stdout
 

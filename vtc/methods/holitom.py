@@ -32,8 +32,9 @@ class HoliTom(Method):
 
     HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334. Departs from the paper: only
     the outer stage, and as in the authors' code what moves is dropped, not merged; attention is that of the layer LLaVA
-    reads; parts share the budget by one order of all tokens, (rank in its part) over the size of the part, so it is
-    kept exactly; a merged token stands at its first frame.
+    reads; a window may be as long as the video (their ``max_window`` is 1024 frames); parts share the budget by one
+    order of all tokens, (rank in its part) over the size of the part, so it is kept exactly; a merged token stands at
+    its first frame.
     """
 
     name: ClassVar[str] = "holitom"

@@ -23,7 +23,8 @@ class Scope(Method):
     the i of largest attention_i ** alpha * sum_j max(0, c_ij - cover_j). A token whose attention is NaN has none.
 
     SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodel LLMs, arXiv 2510.24214. Departs from the
-    paper: features are the projected ones (there, the tower's).
+    paper: features are the projected ones (there, the tower's); the authors' code can also add gain and saliency
+    (``combined="add"``), here they are multiplied, as in the paper's equation (``"multi"``).
     """
 
     name: ClassVar[str] = "scope"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.eval.public import FILES, benchmark_of
+from tests.own import walked
 from vtc.eval.benchmarks import Benchmark, registry
 from vtc.eval.report.catalogue import benchmark_table
 
@@ -32,7 +33,7 @@ def test_the_network_is_watched(offline):
         socket.create_connection(("localhost", 9))
 
 
-@pytest.mark.parametrize("name", registry)
+@pytest.mark.parametrize("name", walked(registry))
 def test_contract(name, tmp_path, offline):
     assert name in {*FILES, *DRAWN, "jsonl", "tsv", "easy_vqa"}, "write its rows in tests/eval/public.py"
     limit = 9 if name in DRAWN else None
@@ -62,7 +63,7 @@ def test_contract(name, tmp_path, offline):
     assert metrics == benchmark.aggregate(reversed(lines)) and all(v == v for v in metrics.values())
 
 
-@pytest.mark.parametrize("name", registry)
+@pytest.mark.parametrize("name", walked(registry))
 @pytest.mark.parametrize("limit", [1, 2])
 def test_limit(name, limit, tmp_path):
     whole = list(islice(benchmark_of(name, tmp_path, limit=9 if name in DRAWN else None).samples(), 50))

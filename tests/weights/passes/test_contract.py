@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from tests.own import walked
 from tests.weights.layers import inputs, layer
 from vtc.errors import WeightsError
 from vtc.weights.codec.linear import CompressedLinear
@@ -14,7 +15,9 @@ from vtc.weights.fitting.gram import Gram
 from vtc.weights.passes import registry
 from vtc.weights.passes._structure import StructuredPass
 
-FITTED = [name for name in registry if not issubclass(registry[name], StructuredPass)]  # those fit no single layer
+FITTED = [
+    name for name in walked(registry) if not issubclass(registry[name], StructuredPass)
+]  # those fit no single layer
 
 
 def dead_columns():
@@ -91,7 +94,8 @@ def test_the_same_twice(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "flag"), [(n, f.name) for n in registry for f in fields(registry[n]) if isinstance(f.default, bool)]
+    ("name", "flag"),
+    [(n, f.name) for n in walked(registry) for f in fields(registry[n]) if isinstance(f.default, bool)],
 )
 def test_a_flag_that_is_a_word_is_refused(name, flag):
     with pytest.raises(WeightsError, match=f"{flag} must be true or false"):
