@@ -23,7 +23,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load(
     model: str, dtype: str = "auto", device: str = "auto", attn: str = "auto", learned: bool = False
 ) -> tuple[Any, Any]:
-    """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere.
+    """(model, processor), ready to answer. ``saved`` dtype is the one in the files, as transformers takes them; ``auto``
+    is float32 on a CPU and the saved one elsewhere.
 
     A folder in which ``vtc.save`` left what a method or an adapter of PEFT learned comes back with it where
     ``learned``, and is refused otherwise: the plain model would stand for a trained one.
@@ -39,12 +40,12 @@ def load(
             f"{model} holds what a method or an adapter learned, and this command works on plain models; use vtc eval "
             "or vtc show, vtc.load in a script, or the model it was trained from"
         )
-    if dtype not in ("auto", *DTYPES):
+    if dtype not in ("auto", "saved", *DTYPES):
         raise VTCError(f"dtype {dtype!r} is not known; give auto, {', '.join(DTYPES)}")
     if looks_local(model) and not Path(model).is_dir():
         raise VTCError(f"model folder {model} does not exist; give a folder with config.json, or a model id of the hub")
     where = pick_device(device)
-    kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
+    kind = DTYPES.get(dtype, torch.float32 if where == "cpu" and dtype == "auto" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
     hf.register_with_transformers()  # it gives compressed folders random weights where it does not know their format
     try:
