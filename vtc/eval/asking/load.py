@@ -47,7 +47,7 @@ def load(
     where = pick_device(device)
     kind = DTYPES.get(dtype, torch.float32 if where == "cpu" and dtype == "auto" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
-    hf.register_with_transformers()  # it gives compressed folders random weights where it does not know their format
+    hf.register_with_transformers()
     try:
         with quiet_unless_watched():
             processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask

@@ -1,7 +1,9 @@
 """``quant_method: "vtc"`` for transformers: ``from_pretrained`` and ``save_pretrained`` of compressed models.
 
-transformers knows third-party formats only after they are registered, and loads random weights with a mere warning
-when they are not: importing ``vtc.weights`` registers, ``vtc.load`` does it for you.
+transformers knows third-party formats only after they are registered: importing ``vtc.weights`` registers, ``vtc.load``
+does it for you. A format that it does not know it skips with a warning, and the weights are random. So the config of a
+compressed model also asks for a fusion, ``LOCK``, which transformers does not know either and refuses by name; the
+registered format takes it out while it loads.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from vtc.weights.structure.sharing import BorrowedLinear, OutputNorm, normalise
 from vtc.weights.structure.sites import recount
 
 METHOD, VERSION = "vtc", 1
+LOCK = "these weights are compressed by vtc; load the folder with vtc.load(folder), or import vtc.weights first"
 
 
 class VTCConfig(QuantizationConfigMixin):
@@ -57,8 +60,18 @@ class VTCQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: VTCConfig
 
+    def update_tp_plan(self, config: Any) -> Any:
+        """Here transformers shows a quantizer the config, and from 5.20 on in ``update_attn_implementation``."""
+        unlock(config)
+        return config
+
+    update_attn_implementation = update_tp_plan
+
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         install(model, self.quantization_config.layers)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        lock(model.config)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -195,6 +208,7 @@ def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
     register_with_transformers()
     config = VTCConfig(layers, manifest)
     model.config.quantization_config = config
+    lock(model.config)
     model.hf_quantizer = VTCQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = METHOD
@@ -202,7 +216,30 @@ def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
 
 def unmark(model: Any) -> None:
     """Undo ``mark``."""
+    unlock(model.config)
     model.hf_quantizer.remove_quantization_config(model)
+
+
+def lock(config: Any) -> None:
+    """Let transformers refuse what is saved with ``config`` where the format is not registered."""
+    for part in parts_of(config):
+        part.fusion_config = {**(getattr(part, "fusion_config", None) or {}), LOCK: True}
+
+
+def unlock(config: Any) -> None:
+    """Undo ``lock``."""
+    for part in parts_of(config):
+        others = {name: on for name, on in (getattr(part, "fusion_config", None) or {}).items() if name != LOCK}
+        if others:
+            part.fusion_config = others
+        elif hasattr(part, "fusion_config"):
+            del part.fusion_config
+
+
+def parts_of(config: Any) -> list[Any]:
+    """A config and those inside: transformers loads a language model of a folder by its own."""
+    inside = [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    return [config, *(deeper for part in inside for deeper in parts_of(part))]
 
 
 def config_of(model: Any) -> VTCConfig | None:
