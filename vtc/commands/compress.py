@@ -54,7 +54,8 @@ def compress(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration prompts at once.")] = 8,
     dtype: Annotated[
-        str, typer.Option(help="float32, float16, bfloat16, or auto: as saved, in which all stays that is not compressed.")
+        str,
+        typer.Option(help="float32, float16, bfloat16, or auto: as saved, in which all stays that is not compressed."),
     ] = "auto",
     device: Device = "auto",
     attn: Attn = "auto",
@@ -99,10 +100,10 @@ def compress(
     buckets count then, not its passes.
 
     Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). What is not
-    compressed keeps its dtype, and scales and factors get that of the weight they stand for, on every device; the bytes
-    before and after are printed. Calibrating float16 on a CPU is slow: --dtype bfloat16 or float32 is faster, and stored
-    so. Bits count scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
-    Stopped or killed, the output folder is as it was.
+    compressed keeps its dtype, and scales and factors have that of the weight they stand for, on every device. To
+    calibrate float16 is slow on a CPU; --dtype bfloat16 or float32 is faster, and stored so. Bits count scales and
+    masks. The error of a layer is the squared error of its outputs over their square, on the calibration. Stopped or
+    killed, the output folder is as it was.
     """
     from vtc.checkpoint.config import CONFIG
     from vtc.checkpoint.save_load import save

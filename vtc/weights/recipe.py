@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import WeightsError
+from vtc.errors import CheckpointError, WeightsError
+from vtc.files.strict import read_json, read_yaml
 from vtc.weights.calibration.token_weighting import WAYS
 from vtc.weights.passes import registry
 from vtc.weights.passes._structure import StructuredPass
@@ -183,9 +184,7 @@ def _refuse_unknown(what: str, given: dict[str, Any], known: list[str]) -> None:
 
 
 def _read(path: Path) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WeightsError(f"recipe {path} cannot be read ({error}); write it as YAML or JSON") from None
+        return read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (FileNotFoundError, CheckpointError) as error:
+        raise WeightsError(f"recipe {path}: {error}; write it as YAML or JSON") from None

@@ -23,8 +23,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load(
     model: str, dtype: str = "auto", device: str = "auto", attn: str = "auto", learned: bool = False
 ) -> tuple[Any, Any]:
-    """(model, processor), ready to answer. ``saved`` dtype is the one in the files, as transformers takes them; ``auto``
-    is float32 on a CPU and the saved one elsewhere.
+    """(model, processor), ready to answer. ``saved`` dtype is the one of the files, ``auto`` the same but float32 on a
+    CPU.
 
     A folder in which ``vtc.save`` left what a method or an adapter of PEFT learned comes back with it where
     ``learned``, and is refused otherwise: the plain model would stand for a trained one.

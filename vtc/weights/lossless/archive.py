@@ -21,9 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vtc.errors import CheckpointError
+from vtc.files.folders import safe_path
 from vtc.files.sync import sync, sync_all
 from vtc.weights.lossless.differences import decode_beside, encode_beside
-from vtc.weights.lossless.index import File, Index, Part, safe_path
+from vtc.weights.lossless.index import File, Index, Part
 from vtc.weights.lossless.planes import Bytes, chunks, decode, encode
 from vtc.weights.lossless.tensorfile import Place, read_head
 
