@@ -28,6 +28,7 @@ from vtc.checkpoint.config import (
     sealed,
 )
 from vtc.checkpoint.learned import check_asked, load_learned, save_learned
+from vtc.checkpoint.untrusted import check_safe, explained, wants_trust
 from vtc.checkpoint.verify import check_copy
 from vtc.errors import CheckpointError, VTCError
 from vtc.files import folders
@@ -221,12 +222,17 @@ def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
     """The plain model in ``folder``, all of its weights from there."""
     from transformers import AutoModelForImageTextToText
 
+    check_safe(folder)
     hf.register_with_transformers()
     safe = {"trust_remote_code": False, **kwargs, "use_safetensors": True}  # without the first it would ask to run code
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **safe)
     except VTCError as error:  # of what config.json says about compressed layers
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    except ValueError as error:
+        if not wants_trust(error):
+            raise
+        raise CheckpointError(f"{folder}: {explained(error)}") from error
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
     if lost:

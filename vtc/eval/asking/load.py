@@ -12,8 +12,10 @@ import torch
 from transformers.utils import logging
 
 import vtc
+from vtc.checkpoint.config import CONFIG
 from vtc.checkpoint.learned import ADAPTER
 from vtc.checkpoint.peft import FOLDER
+from vtc.checkpoint.untrusted import check_safe, explained
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.eval import scenes
 
@@ -34,6 +36,7 @@ def load(
     from vtc.weights.formats import hf
 
     model = folder_of(model)
+    saved = (Path(model) / CONFIG).is_file()  # by vtc: checked by its hashes
     trained = (Path(model) / ADAPTER).is_file() or (Path(model) / FOLDER).is_dir()
     if trained and not learned:
         raise VTCError(
@@ -50,14 +53,15 @@ def load(
     hf.register_with_transformers()
     try:
         with quiet_unless_watched():
+            check_safe(model)
             processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask
-            make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
-            vlm = make(model, dtype=kind, trust_remote_code=False, **options)
+            make: Any = vtc.load if saved or trained else AutoModelForImageTextToText.from_pretrained
+            vlm = make(model, dtype=kind, trust_remote_code=False, use_safetensors=True, **options)
         outer = vtc.patch_of(vlm)
         if outer is not None and not outer.method.learns:
             vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UnsupportedModel(f"{model} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+        raise UnsupportedModel(f"{model} cannot be loaded: {explained(error)}") from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
