@@ -134,7 +134,7 @@ def _check_values(path: Path, config: dict[str, Any]) -> None:
 def brief(value: Any) -> str:
     """``repr``, as much of it as an error can show."""
     text = repr(value)
-    return text if len(text) <= 120 else f"{text[:120]}…"
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def contents_sha256(folder: str | os.PathLike) -> str:

@@ -20,6 +20,7 @@ from vtc.checkpoint.card import CARD, write_card
 from vtc.checkpoint.config import (
     CONFIG,
     SCHEMA,
+    brief,
     check_contents,
     contents_sha256,
     described,
@@ -225,6 +226,7 @@ def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
     check_safe(folder)
     hf.register_with_transformers()
     safe = {"trust_remote_code": False, **kwargs, "use_safetensors": True}  # without the first it would ask to run code
+    safe["ignore_mismatched_sizes"] = True  # they are among the lost below, by name
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **safe)
     except VTCError as error:  # of what config.json says about compressed layers
@@ -237,6 +239,6 @@ def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
     if lost:
         raise CheckpointError(
-            f"{folder}: weights and model do not fit ({lost}); save the plain model, without adapters"
+            f"{folder}: weights and model do not fit ({brief(lost)}); save the plain model, without adapters"
         )
     return model

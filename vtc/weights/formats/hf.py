@@ -22,7 +22,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from vtc.errors import CheckpointError, WeightsError
+from vtc.errors import CheckpointError, VTCError, WeightsError
 from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
 from vtc.weights.formats import register
 from vtc.weights.structure.sharing import BorrowedLinear, OutputNorm, normalise
@@ -43,15 +43,43 @@ class VTCConfig(QuantizationConfigMixin):
         version: int = VERSION,
         **other: Any,
     ):
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise CheckpointError(
-                f"this model was compressed in format {version!r} and this vtc reads {VERSION}; use the vtc it names"
+                f"this model is compressed in format {str(version)[:80]} and this vtc reads {VERSION}; use another one"
             )
         unknown = sorted(set(other) - {"quant_method"})
         if unknown:
             raise CheckpointError(f"quantization_config has unknown fields {unknown}; use the vtc that wrote it")
+        for name, told in (layers or {}).items() if isinstance(layers, dict | None) else [("layers", layers)]:
+            check_written(name, told)
+        if not isinstance(manifest, dict | None):
+            raise CheckpointError(f"quantization_config: manifest is {str(manifest)[:80]!r}, no object; save again")
         self.quant_method: Any = METHOD
         self.layers, self.manifest, self.version = layers or {}, manifest or {}, version
+
+
+LONGEST = 400  # letters of a layer's name
+KINDS = {
+    "terms": list,
+    "bias": bool,
+    "embedding": bool,
+    "linear": list,
+    "borrows": str,
+    "rank": int,
+    "output_norm": int,
+}
+
+
+def check_written(name: str, told: Any) -> None:
+    """Raises ``CheckpointError`` for a description of a layer with other keys or kinds of values than ``written``
+    gives."""
+    if len(name) > LONGEST or not isinstance(told, dict) or not set(told) <= set(KINDS) or "terms" not in told:
+        raise CheckpointError(f"{name[:LONGEST]} is described by {str(told)[:120]}, not by terms; save the model again")
+    for key, value in told.items():
+        if type(value) is not KINDS[key]:
+            raise CheckpointError(f"{name}: {key} is {str(value)[:80]!r}, no {KINDS[key].__name__}; save again")
+    if not (told.get("embedding") or {"bias", "borrows", "output_norm"} & set(told)):
+        raise CheckpointError(f"{name} does not say whether it has a bias; save the model again")
 
 
 class VTCQuantizer(HfQuantizer):
@@ -160,7 +188,10 @@ def empty(name: str, written: dict[str, Any], found: nn.Module) -> nn.Module:
         found = resized(name, written, found)
         if not written["terms"]:
             return found
-    return kind.read(written, found)
+    try:
+        return kind.read(written, found)
+    except VTCError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
@@ -173,7 +204,7 @@ def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
             f"{found.out_features}]; save the model again"
         )
     inputs, outputs = size
-    return nn.Linear(inputs, outputs, bias=bool(written["bias"]), dtype=dtype, device="meta")
+    return nn.Linear(inputs, outputs, bias=bool(written.get("bias")), dtype=dtype, device="meta")
 
 
 def check_described(model: Any, format: str) -> None:
