@@ -13,6 +13,7 @@ import vtc
 from tests import zoo
 from tests.checkpoint.edits import edit, rehash
 from tests.checkpoint.hostile import CONFIGS, LAYERS, WHOLE
+from tests.files.mutations import mutated
 from tests.support import logits
 from vtc.checkpoint.config import CONFIG, sealed
 from vtc.errors import CheckpointError
@@ -81,31 +82,6 @@ def test_descriptions_of_all(rounded, tmp_path, name):
     with pytest.raises(CheckpointError) as refused:
         vtc.load(folder)
     assert str(folder) in str(refused.value) and len(str(refused.value)) < 1000
-
-
-VALUES = [None, True, False, 0, -1, 1, 2, 10**9, 10**30, 0.5, -1e308, "", "grid", "😀", [], [[]], {}, [1, 2], {"a": 1}]
-
-
-def mutated(value, at: random.Random):
-    """``value`` with one thing changed anywhere inside it."""
-    if isinstance(value, dict) and value and at.random() < 0.9:
-        key = at.choice(sorted(value))
-        changed = dict(value)
-        kind = at.random()
-        if kind < 0.1:
-            del changed[key]
-        elif kind < 0.2:
-            changed[at.choice(["spam", "method", "sha256", key + "x"])] = changed.pop(key)
-        else:
-            changed[key] = mutated(value[key], at)
-        return changed
-    if isinstance(value, list) and value and at.random() < 0.8:
-        n = at.randrange(len(value))
-        return [*value[:n], mutated(value[n], at), *value[n + 1 :]]
-    if isinstance(value, str) and value and at.random() < 0.4:
-        n = at.randrange(len(value))
-        return value[:n] + at.choice("0aZ\0é/") + value[n + 1 :]
-    return at.choice(VALUES)
 
 
 @pytest.mark.parametrize("agreeing", [False, True], ids=["as changed", "its own hash agreeing"])

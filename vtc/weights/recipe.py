@@ -16,7 +16,8 @@ import dataclasses
 import difflib
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,15 @@ class Recipe:
     """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
     expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, see
     ``vtc.weights.balance.weigher``; by_layer: other passes for
-    the layers named here (what an allocation chose); where ``passes`` is empty the others stay as they are."""
+    the layers named here (what an allocation chose); where ``passes`` is empty the others stay as they are; source: the
+    file it was read from, for errors."""
 
     passes: tuple[Pass, ...]
     include: tuple[str, ...] = ("decoder",)
     skip: tuple[str, ...] = ()
     buckets: str | tuple[float, float] = "balanced"
     by_layer: tuple[tuple[str, tuple[Pass, ...]], ...] = ()
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.every:
@@ -62,6 +65,11 @@ class Recipe:
         for part in self.include:
             if part not in PARTS:
                 raise WeightsError(f"include: there is no part {part!r}; there are: {', '.join(PARTS)}")
+        for pattern in self.skip:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise WeightsError(f"skip: {pattern!r} is no regular expression ({error})") from None
         if isinstance(self.buckets, str):
             if self.buckets not in WAYS:
                 raise WeightsError(f"buckets is one of {', '.join(WAYS)} or two weights, not {self.buckets!r}")
@@ -86,6 +94,10 @@ class Recipe:
     @property
     def needs_gram(self) -> bool:
         return any(p.needs_gram for p in self.every)
+
+    def told(self, error: Exception) -> WeightsError:
+        """``error``, which a model brought out, with the file of the recipe."""
+        return WeightsError(f"{self.source}: {error}" if self.source else str(error))
 
     def passes_for(self, name: str) -> tuple[Pass, ...]:
         """The passes that are fitted to the layer called ``name``."""
@@ -113,7 +125,7 @@ class Recipe:
         """The recipe in a YAML or JSON file. Raises ``WeightsError``, with the file's name."""
         try:
             found = read_json(path) if path.suffix == ".json" else read_yaml(path)
-            return cls(chain(found)) if isinstance(found, str) else cls.of(found)
+            return replace(cls(chain(found)) if isinstance(found, str) else cls.of(found), source=str(path))
         except FileNotFoundError:
             raise WeightsError(f"recipe {path} is not there; give a YAML or JSON file, or a name like int4") from None
         except VTCError as error:
@@ -140,7 +152,7 @@ def _written(p: Pass) -> dict[str, Any]:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    known = [f.name for f in dataclasses.fields(Recipe)]
+    known = [f.name for f in dataclasses.fields(Recipe) if f.compare]
     _refuse_unknown("recipe", given, known)
     if not isinstance(given.get("passes"), list):
         raise WeightsError("a recipe needs 'passes', a list")

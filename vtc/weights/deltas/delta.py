@@ -105,7 +105,8 @@ def difference(
     found = layers_of(tuned, family, recipe.include, recipe.skip)
     for name, _ in recipe.by_layer:
         if name not in found:
-            raise WeightsError(f"by_layer names {name!r}, which is not among the {len(found)} layers of this model")
+            wrong = f"by_layer names {name!r}, which is not among the {len(found)} layers of this model"
+            raise recipe.told(WeightsError(wrong))
     found = {n: layer for n, layer in found.items() if isinstance(layer, nn.Linear) and recipe.passes_for(n)}
     chosen = {n: layer for n, layer in found.items() if f"{n}.weight" in changed}
     walk = Walk(tuned, calibration or []) if recipe.needs_gram else None
