@@ -31,7 +31,7 @@ from vtc.checkpoint.config import (
 from vtc.checkpoint.learned import check_asked, load_learned, save_learned
 from vtc.checkpoint.untrusted import check_safe, explained, wants_trust
 from vtc.checkpoint.verify import check_copy
-from vtc.errors import CheckpointError, VTCError
+from vtc.errors import CheckpointError, UnknownName, VTCError
 from vtc.files import folders
 from vtc.files.digest import file_sha256, versions
 from vtc.methods.base import Method
@@ -74,23 +74,17 @@ def save(
         raise CheckpointError("keep_original is for compressed weights; call vtc.compress first, or leave it out")
     folders.recover(folder)
     folders.check_replaceable(folder, CONFIG)
-    try:
-        with folders.replacing(folder) as temporary:
-            adapter = write(model, temporary, processor, format)
-            folders.keep_named(folder, temporary, earlier(folder))
-            write_config(model, temporary, processor, format, adapter)
-            restore.check_not_lost(folder, temporary, original)
-            if verify:
-                check_copy(model, temporary, load, format)
-            if original is not None:
-                restore.keep_beside(compression.manifest, original, temporary)
-            write_card(temporary, read_config(temporary), folder / CARD)
-            folders.keep_others(folder, temporary, replaced=(peft.FOLDER,))
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror or error}); make room or give another folder (what was there "
-            "is as it was)"
-        ) from error
+    with folders.replacing(folder) as temporary:
+        adapter = write(model, temporary, processor, format)
+        folders.keep_named(folder, temporary, earlier(folder))
+        write_config(model, temporary, processor, format, adapter)
+        restore.check_not_lost(folder, temporary, original)
+        if verify:
+            check_copy(model, temporary, load, format)
+        if original is not None:
+            restore.keep_beside(compression.manifest, original, temporary)
+        write_card(temporary, read_config(temporary), folder / CARD)
+        folders.keep_others(folder, temporary, replaced=(peft.FOLDER,))
     return folder
 
 
@@ -149,23 +143,26 @@ def earlier(folder: Path) -> list[str]:
 
 def write(model: Any, folder: Path, processor: Any, format: str) -> dict[str, str] | None:
     """Fill the empty ``folder``; what is to be told of an adapter. Raises ``OSError`` for a full disk."""
-    from safetensors import SafetensorError
-
     patch, plain = patch_of(model), unwrapped(model)
     adapted, adapter = peft.adapted(model), None
-    try:
-        with nullcontext() if adapted is None else peft.adapters_aside(plain):
-            with nullcontext() if patch is None else patch.learned_aside():
-                formats.registry[format](plain, folder)
-            if patch is not None:
-                save_learned(patch.method.module, folder)
-        if adapted is not None:
-            adapter = peft.save_adapters(adapted, folder / peft.FOLDER)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    with nullcontext() if adapted is None else peft.adapters_aside(plain):
+        with nullcontext() if patch is None else patch.learned_aside():
+            formats.registry[format](plain, folder)
+        if patch is not None:
+            save_learned(patch.method.module, folder)
+    if adapted is not None:
+        adapter = peft.save_adapters(adapted, folder / peft.FOLDER)
     if processor is not None:
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
     return adapter
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """``save_pretrained``. Tokenizers raise a bare ``Exception`` where the disk is full, here an ``OSError``."""
+    try:
+        processor.save_pretrained(folder)
+    except Exception as error:
+        raise OSError(str(error)) if type(error) is Exception else error from error
 
 
 def write_config(model: Any, folder: Path, processor: Any, format: str, adapter: dict[str, str] | None) -> None:
@@ -207,7 +204,8 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     try:
         method, budget = (method_from(config), Budget.of(config["budget"])) if patched else (None, None)
     except ERRORS as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        hint = "; import the module that registers it first" if isinstance(error, UnknownName) else ""
+        raise CheckpointError(f"{folder / CONFIG}: {error}{hint}") from error
     model = from_pretrained(folder, kwargs)
     if method is not None and budget is not None:
         check_asked(method, model, folder)

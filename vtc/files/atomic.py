@@ -19,23 +19,24 @@ ROOM = "make room and give the same command: it goes on where it stopped"
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and rename it onto ``path``.
 
-    On a full disk it raises ``VTCError`` and leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    Raises ``VTCError`` for a full disk and for a folder that may not be written, and leaves what was there."""
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise VTCError(f"{path} cannot be written ({error.strerror}); {ROOM}") from None
+        remedy = ROOM if error.errno in FULL else "give another place, or the right to write there"
+        raise VTCError(f"{path} cannot be written ({error.strerror or error}); {remedy}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

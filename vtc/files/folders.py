@@ -26,18 +26,42 @@ def replacing(folder: Path) -> Iterator[Path]:
     Killed at any moment, ``folder`` is the old one or the new one. What a killed process filled stays beside it as
     ``.NAME.saving-PID``. Where a system cannot exchange two folders (Linux can) there is a moment with neither: the old
     one then stands beside as ``.NAME.old`` until ``recover`` puts it back.
+
+    What the system refuses on the way, a full disk or a folder that may not be written, is a ``CheckpointError``.
     """
+    from safetensors import SafetensorError
+
     folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.saving-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
-    temporary.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
+        temporary.mkdir()
         yield temporary
         sync_all(temporary)
         publish(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # now it holds the old one, or what failed
+
+
+def cannot_write(path: Path, error: Exception) -> CheckpointError:
+    """What to tell of an error of the system while ``path`` was written."""
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(
+        f"{path} cannot be written ({reason}); make room, or give another place (what is there is the old one or the "
+        "new one, whole)"
+    )
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """What the system refuses inside is a ``CheckpointError`` that ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def publish(temporary: Path, folder: Path) -> None:
@@ -48,8 +72,12 @@ def publish(temporary: Path, folder: Path) -> None:
     elif not exchange(temporary, folder):
         shutil.rmtree(aside(folder), ignore_errors=True)  # left by a killed process that had published
         folder.rename(aside(folder))
-        temporary.rename(folder)
-        shutil.rmtree(aside(folder))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            recover(folder)
+            raise
+        shutil.rmtree(aside(folder), ignore_errors=True)
     sync(folder.parent)
 
 

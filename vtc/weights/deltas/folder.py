@@ -28,7 +28,8 @@ LAYER_KEYS = {"shape", "dtype", "terms", "error"}
 
 
 def save(delta: Delta, folder: str | os.PathLike) -> Path:
-    """Write ``delta`` to ``folder``, which appears whole or not at all. Raises ``CheckpointError`` where it exists."""
+    """Write ``delta`` to ``folder``, which appears whole or not at all. Raises ``CheckpointError`` where it exists, and
+    for a full disk."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists; give another folder or remove it")
