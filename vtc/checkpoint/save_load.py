@@ -63,8 +63,9 @@ def save(
     a second model. keep_original: the folder of the checkpoint that was compressed; it is kept in ``folder``, as its
     difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard).
 
-    Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a folder that is not vtc's, a
-    full disk, a copy that differs, or weights that would replace those which an original is kept beside.
+    Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a method that ``vtc.load``
+    would not find by its name and options, a folder that is not vtc's or may not be written, a full disk, a copy that
+    differs, or weights that would replace those which an original is kept beside.
     """
     check_saveable(model, format)
     folder = Path(os.path.realpath(folder))
