@@ -225,7 +225,7 @@ def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
     check_safe(folder)
     hf.register_with_transformers()
     safe = {"trust_remote_code": False, **kwargs, "use_safetensors": True}  # without the first it would ask to run code
-    safe["ignore_mismatched_sizes"] = True  # they are among the lost below, by name
+    safe["ignore_mismatched_sizes"] = False  # they would be random
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **safe)
     except VTCError as error:  # of what config.json says about compressed layers
@@ -234,6 +234,12 @@ def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
         if not wants_trust(error):
             raise
         raise CheckpointError(f"{folder}: {explained(error)}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{folder}: weights and model do not fit, by the shapes of some; save it again"
+        ) from error
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
     if lost:

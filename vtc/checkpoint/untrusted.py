@@ -67,7 +67,7 @@ def explained(error: Exception) -> str:
         return " ".join(str(error).split())[:400]
     return (
         f"it has classes of its own, which transformers would have to run, and {RISK}; take a model that transformers "
-        "knows, or read its code, load it yourself with trust_remote_code=True and vtc.patch it"
+        "knows, or read its code, load it yourself with trust_remote_code and vtc.patch it"
     )
 
 

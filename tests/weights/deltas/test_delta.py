@@ -207,7 +207,7 @@ def test_an_interrupted_save_leaves_nothing(delta, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("vtc.weights.deltas.folder.write_json", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="cannot be written .No space"):
         save(delta, tmp_path / "delta")
     assert not list(tmp_path.iterdir())
 
