@@ -99,6 +99,7 @@ class VTCQuantizer(HfQuantizer):
         install(model, self.quantization_config.layers)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        check_shapes(model)
         lock(model.config)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -145,6 +146,24 @@ def install(model: nn.Module, layers: dict[str, Any]) -> None:
             with torch.device("meta"):
                 norm = OutputNorm(*torch.empty(2, size_of_norm(name, written)))
             normalise(model.get_submodule(where), norm)
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Raises ``CheckpointError`` where a tensor that was read has another shape than its term: older transformers
+    compare none of a quantized model's."""
+    for name, module in model.named_modules():
+        terms = module.each() if isinstance(module, CompressedLinear) else []
+        for n, term in terms:
+            for key, (shape, _) in term.shapes(module.out_features, module.in_features, torch.float32).items():
+                found = tuple(module.tensors(n)[key].shape)
+                if found != shape:
+                    raise CheckpointError(f"{name}: {key} of {term} has the shape {found}, not {shape}; save again")
+        if isinstance(module, CompressedEmbedding):
+            for key, (shape, _) in module.term.shapes(
+                module.num_embeddings, module.embedding_dim, torch.float32
+            ).items():
+                if tuple(module.get_buffer(key).shape) != shape:
+                    raise CheckpointError(f"{name}: {key} of {module.term} has another shape than {shape}; save again")
 
 
 def borrowed(name: str, written: dict[str, Any], found: nn.Module, model: nn.Module, names: Any) -> BorrowedLinear:
