@@ -56,7 +56,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace):
         from transformers import AutoProcessor
 
-        self.args, self.processor = args, AutoProcessor.from_pretrained(args.model)
+        self.args, self.processor = args, AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
         self.plain, self.uniform = self.load(), dict[int, float]()
         source = registry["scenes"](split="dev", limit=args.skip + args.examples + args.foresee + args.heldout)
         answerer = Answerer(self.plain, self.processor, source.frame, "{question}", source.max_new_tokens)
@@ -76,7 +76,9 @@ class Bench:
     def load(self) -> Any:
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(self.args.model, dtype=torch.float32).eval()
+        return AutoModelForImageTextToText.from_pretrained(
+            self.args.model, dtype=torch.float32, trust_remote_code=False
+        ).eval()
 
     def compare(self, bits: int) -> None:
         """Rows of one size: uniform GPTQ, and the plan of no more bytes."""

@@ -89,7 +89,7 @@ class Bench:
         from transformers import AutoProcessor
 
         self.args, self.dtype = args, getattr(torch, args.dtype)
-        self.processor = AutoProcessor.from_pretrained(args.model)
+        self.processor = AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
         self.plain = self.load()
         drawn = self.inputs("dev", args.examples + args.heldout)
         cut = args.examples // 16
@@ -101,7 +101,9 @@ class Bench:
     def load(self) -> Any:
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(self.args.model, dtype=self.dtype).eval()
+        return AutoModelForImageTextToText.from_pretrained(
+            self.args.model, dtype=self.dtype, trust_remote_code=False
+        ).eval()
 
     def answerer(self, model: Any) -> Answerer:
         return Answerer(model, self.processor, self.test.frame, "{question}", self.test.max_new_tokens)

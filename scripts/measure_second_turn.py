@@ -65,7 +65,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200)
     args = parser.parse_args()
     path = scenes.checkpoint_path()
-    model, processor = AutoModelForImageTextToText.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False).eval(),
+        AutoProcessor.from_pretrained(path, trust_remote_code=False),
+    )
     questions = pairs(args.pairs)
     cells = [("unpatched", 1.0)]
     cells += [(spec, float(b)) for spec in parse_specs(args.methods) for b in args.budgets.split(",")]

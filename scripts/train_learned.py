@@ -78,9 +78,9 @@ class Trainer:
         self.args = args
         # On short rows of a CPU eager attention's backward is the quicker one.
         self.model = AutoModelForImageTextToText.from_pretrained(
-            checkpoint_path(), dtype=torch.float32, attn_implementation="eager"
+            checkpoint_path(), dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
         )
-        self.processor = AutoProcessor.from_pretrained(checkpoint_path())
+        self.processor = AutoProcessor.from_pretrained(checkpoint_path(), trust_remote_code=False)
         self.pictures = prepare(args.work, FIRST, args.pictures)
         self.kind = Llava()
         self.store = FeatureStore(self.kind, self.model, self.pictures)
@@ -207,9 +207,14 @@ def measured(model: Any, processor: Any, budgets: list[int], split: str, count: 
 def evaluate(folder: Path, budgets: list[int], against: list[str], count: int) -> None:
     """The saved model and, on the model it was trained from, training-free methods, on the same test questions: prints
     a table and writes ``test.json`` beside the model."""
-    plain = AutoModelForImageTextToText.from_pretrained(checkpoint_path(), dtype=torch.float32).eval()
+    plain = AutoModelForImageTextToText.from_pretrained(
+        checkpoint_path(), dtype=torch.float32, trust_remote_code=False
+    ).eval()
     learned = vtc.load(folder / "model", dtype=torch.float32).eval()
-    processor, items = AutoProcessor.from_pretrained(checkpoint_path()), list(samples("test", count))
+    processor, items = (
+        AutoProcessor.from_pretrained(checkpoint_path(), trust_remote_code=False),
+        list(samples("test", count)),
+    )
 
     def hits(model: Any) -> list[float]:
         return [float(word == s.answer) for word, s in zip(first_words(model, processor, items), items, strict=True)]

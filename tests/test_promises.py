@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def broken(source: str) -> list[str]:
             code = given.get("trust_remote_code")
             found += [f"calls {name}"] if name in FORBIDDEN else []
             found += [f"calls {name} without {option}={wanted}"] if name in SAFE and value != wanted else []
+            asks = re.fullmatch(r"Auto\w+\.from_pretrained", name) and not {"trust_remote_code", None} & set(given)
             found += ["runs remote code"] if code is not None and getattr(code, "value", None) is not False else []
+            found += [f"calls {name} without trust_remote_code=False"] if asks else []  # it would ask on a terminal
     return found
 
 
@@ -53,22 +56,6 @@ def test_the_check_sees_what_it_should():
     ):
         assert broken(bad), bad
     assert broken("torch.load(f, weights_only=False)") and broken("np.load(f, allow_pickle=True)")
-    assert broken("Auto.from_pretrained(name, trust_remote_code=True)")
+    assert broken("Auto.from_pretrained(name, trust_remote_code=True)") and broken("AutoModel.from_pretrained(name)")
     assert not broken("torch.load(f, weights_only=True)\nnp.load(f)\nmodel.eval()\nf(x, trust_remote_code=False)")
-
-
-def test_a_folder_that_brings_code_is_refused_without_asking(tmp_path):
-    """transformers asks on a terminal where nothing is said."""
-    import json
-
-    from vtc.errors import UnsupportedModel
-    from vtc.eval.asking.load import load
-
-    ran = tmp_path / "ran"
-    config = {"model_type": "unheard_of", "auto_map": {"AutoConfig": "own.Config", "AutoProcessor": "own.Processor"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "processor_config.json").write_text(json.dumps({"auto_map": {"AutoProcessor": "own.Processor"}}))
-    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
-    with pytest.raises(UnsupportedModel, match="contains custom code"):
-        load(str(tmp_path), "auto", "cpu")
-    assert not ran.exists()
+    assert not broken("AutoModel.from_pretrained(name, **safe)")

@@ -11,6 +11,7 @@ import torch
 
 import vtc
 from tests import zoo
+from tests.checkpoint.edits import edit
 from tests.support import kept, logits
 from vtc.budget.spend import Spend, needs, settle
 from vtc.checkpoint.save_load import CONFIG
@@ -129,10 +130,10 @@ def test_it_is_saved_with_the_model(tmp_path):
     assert vtc.patch_of(loaded).method == Adaptive(layer=2, spend=spend)
     logits(loaded, zoo.batch(some_prompts(model)))
     assert kept(loaded) == want
-    config = json.loads((tmp_path / CONFIG).read_text())
+    options = json.loads((tmp_path / CONFIG).read_text())["options"]
     for broken in ({"level": -1.0}, {"surprise": 1}):
-        config["options"]["spend"] |= broken
-        (tmp_path / CONFIG).write_text(json.dumps(config))
+        options["spend"] |= broken
+        edit(tmp_path, options=options)
         with pytest.raises(CheckpointError, match="level|surprise"):
             vtc.load(tmp_path)
 

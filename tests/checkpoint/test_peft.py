@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
+from tests.checkpoint.edits import rehash
 from tests.patching.test_learned_methods import stir
 from tests.support import logits, logits_elsewhere
-from vtc.checkpoint.peft import FOLDER, TENSORS, files_sha256
-from vtc.checkpoint.save_load import CONFIG
+from vtc.checkpoint.peft import FOLDER, TENSORS
 from vtc.errors import CheckpointError
 from vtc.patching.api import patch_of
 
@@ -160,7 +159,7 @@ def test_an_adapter_of_another_base_is_refused(saved, tmp_path):
     vtc.save(adapted(model, r=3), tmp_path / "other")
     shutil.rmtree(folder / FOLDER)
     shutil.copytree(tmp_path / "other" / FOLDER, folder / FOLDER)
-    with pytest.raises(CheckpointError, match="damaged or was trained on another base"):
+    with pytest.raises(CheckpointError, match="adapter_config.json hashes to .* belongs to another model"):
         vtc.load(folder)
 
 
@@ -169,9 +168,7 @@ def change(folder: Path, edit) -> None:
     tensors = load_file(folder / FOLDER / TENSORS)
     edit(tensors)
     save_file(tensors, folder / FOLDER / TENSORS)
-    config = json.loads((folder / CONFIG).read_text())
-    config["adapter"]["sha256"] = files_sha256(folder / FOLDER)
-    (folder / CONFIG).write_text(json.dumps(config))
+    rehash(folder)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tests.eval.tiny import picture, tiny_processor
 from vtc.errors import BudgetError, CheckpointError, DataError, RunRefused, UnsupportedModel, VTCError
 from vtc.training.collate import Collator
 from vtc.training.conversations import Conversation, Turn
+from vtc.training.run import read_answers, read_layers
 from vtc.training.trainer import FineTuner, NotFinite
 
 pytest.importorskip("accelerate")
@@ -280,3 +281,19 @@ def test_processes_that_do_not_find_each_other_are_refused(train, monkeypatch):
     monkeypatch.setattr("vtc.training.run.TrainingArguments", lambda **_: SimpleNamespace(world_size=1))
     with pytest.raises(VTCError, match="3 processes were started and 1 train together"):
         train(steps=1)
+
+
+@pytest.mark.parametrize("text", ["[]", '["a"]', '["a", "b"]', '[1, ["b"]]', "{", '["a", [NaN]]', "[" * 100_000])
+def test_answers_that_a_teacher_did_not_write_are_refused_by_line(tmp_path, text):
+    (tmp_path / "answers.jsonl").write_text(f'["one", ["red"]]\n{text}\n')
+    with pytest.raises(CheckpointError, match="answers.jsonl line 2"):
+        read_answers(tmp_path / "answers.jsonl")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"layers": 1}', '{"layers": [-1]}', '{"layers": ["1"]}', '{"layers": [1']
+)
+def test_layers_that_were_not_measured_are_refused(tmp_path, text):
+    (tmp_path / "layers.json").write_text(text)
+    with pytest.raises(CheckpointError, match="layers.json"):
+        read_layers(tmp_path / "layers.json")

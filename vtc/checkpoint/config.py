@@ -1,4 +1,9 @@
-"""``vtc_config.json``: the patch, the recipe of the weights and the hashes of one saved folder. Read strictly."""
+"""``vtc_config.json``: the patch, the recipe of the weights and the hashes of one saved folder. Read strictly.
+
+Every file that decides what the loaded model computes has its hash there, over its bytes: weights, ``config.json``,
+``generation_config.json``, what the processor wrote; and so has the file itself. Settings are changed in Python, on the
+loaded model, and saved again. The model card and files of one's own are free.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,39 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 from vtc.budget.spend import Spend
 from vtc.errors import CheckpointError
-from vtc.files.digest import weights_sha256
+from vtc.files.digest import file_sha256, weights_sha256
+from vtc.files.folders import check_whole, safe_path
+from vtc.files.strict import read_json
 from vtc.methods import registry
 from vtc.methods.base import Method
 from vtc.version import __version__
 
 CONFIG = "vtc_config.json"
-SCHEMA = 1
-KEYS = (
-    "schema_version",
-    "method",
-    "options",
-    "budget",
-    "compression",
-    "base_model",
-    "weights_sha256",
-    "processor_class",
-    "versions",
-)
-LATER = ("adapter", "files")  # in newer folders only: PEFT's adapter, and what else was written
+SCHEMA = 2
+SEAL = "sha256"  # of the config itself
 ADAPTER_KEYS = {"name": str, "sha256": str}
+WORDS = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number", type(None): "null"}
+Types = dict[str, tuple[type, ...]]
+FIRST: Types = {
+    "schema_version": (int,),
+    "method": (str, type(None)),
+    "options": (dict,),
+    "budget": (int, float, type(None)),
+    "compression": (dict, type(None)),
+    "base_model": (str,),
+    "weights_sha256": (str,),
+    "processor_class": (str, type(None)),
+    "versions": (dict,),
+}
+# What each schema must hold, and may: from the second on ``files`` gives the hash of each file, before it names them.
+TYPES: dict[int, Types] = {1: FIRST, 2: {**FIRST, "files": (dict,), SEAL: (str,)}}
+LATER: dict[int, Types] = {1: {"files": (list,), "adapter": (dict,)}, 2: {"adapter": (dict,)}}
 
 
 def described(method: Method) -> dict[str, Any]:
@@ -60,39 +73,68 @@ def _built(value: Any) -> Any:
     return value
 
 
+def sealed(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with the hash of itself, so that a change of it is noticed."""
+    content = {key: value for key, value in config.items() if key != SEAL}
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
+    return {**content, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked content of ``vtc_config.json``."""
+    """The checked content of ``vtc_config.json``. Raises ``CheckpointError``."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no {CONFIG}: it was not saved by vtc.save, or saving was cut off"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); save the model again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}, not an object; save the model again")
-    missing, unknown = sorted(set(KEYS) - set(config)), sorted(set(config) - {*KEYS, *LATER})
-    if config.get("schema_version") != SCHEMA:
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; save the model again") from error
+    schema = config.get("schema_version")
+    if type(schema) is not int or schema not in TYPES:
         raise CheckpointError(
-            f"{path} has schema version {config.get('schema_version')!r}, this vtc ({__version__}) reads {SCHEMA}; "
+            f"{path} has schema version {brief(schema)}, this vtc ({__version__}) reads {', '.join(map(str, TYPES))}; "
             "load it with the version it names under 'versions'"
         )
+    types, later = TYPES[schema], LATER[schema]
+    missing, unknown = sorted(set(types) - set(config)), sorted(set(config) - {*types, *later})
     if missing or unknown:
-        raise CheckpointError(f"{path}: missing keys {missing}, unknown keys {unknown}; save the model again")
-    if (config["method"] is None) != (config["budget"] is None) or config["method"] is None and config["options"] != {}:
-        raise CheckpointError(f"{path}: 'method' and 'budget' must both be null or both be given; save the model again")
-    if not isinstance(config["options"], dict) or not isinstance(config["weights_sha256"], str):
         raise CheckpointError(
-            f"{path}: 'options' must be an object and 'weights_sha256' a string; save the model again"
+            f"{path}: missing keys {brief(missing)}, unknown keys {brief(unknown)}; save the model again"
         )
-    files, adapter = config.get("files", []), config.get("adapter")
-    if not (isinstance(files, list) and all(isinstance(name, str) for name in files)) or not (
-        adapter is None or isinstance(adapter, dict) and {k: type(v) for k, v in adapter.items()} == ADAPTER_KEYS
-    ):
-        raise CheckpointError(f"{path}: 'files' are names, 'adapter' is name and sha256; save the model again")
+    for name, kinds in {**types, **{name: kind for name, kind in later.items() if name in config}}.items():
+        if type(config[name]) not in kinds:
+            told = " or ".join(dict.fromkeys(WORDS[kind] for kind in kinds))
+            raise CheckpointError(f"{path}: {name!r} must be {told}, not {brief(config[name])}; save the model again")
+    if SEAL in types and sealed(config)[SEAL] != config[SEAL]:
+        raise CheckpointError(
+            f"{path} was changed after it was written; load the folder that it came from, change the model in Python, "
+            "and vtc.save it again"
+        )
+    _check_values(path, config)
     return config
+
+
+def _check_values(path: Path, config: dict[str, Any]) -> None:
+    if (config["method"] is None) != (config["budget"] is None) or config["method"] is None and config["options"]:
+        raise CheckpointError(f"{path}: 'method' and 'budget' must both be null or both be given; save the model again")
+    files, adapter = config.get("files", []), config.get("adapter")
+    for name in files:
+        safe_path(name, str(path))
+    named = files if isinstance(files, list) else [*files, *files.values()]
+    if not all(isinstance(each, str) for each in named) or not (
+        adapter is None or {k: type(v) for k, v in adapter.items()} == ADAPTER_KEYS
+    ):
+        raise CheckpointError(
+            f"{path}: 'files' are names with their hashes, 'adapter' is name and sha256; save the model again"
+        )
+
+
+def brief(value: Any) -> str:
+    """``repr``, as much of it as an error can show."""
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def contents_sha256(folder: str | os.PathLike) -> str:
@@ -109,5 +151,41 @@ def weight_format(folder: Path) -> Any:
     path = folder / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("quantization_config")
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); save the model again") from error
+
+
+def check_contents(folder: Path, config: dict[str, Any]) -> None:
+    """Raises ``CheckpointError`` unless each file of ``folder`` is the one that was saved, byte by byte, and none is
+    there that transformers would take for a part of the model. Files of the first schema, which has one hash for all
+    weights, are believed where they are no weights, with a warning."""
+    files = config.get("files", [])
+    if config["schema_version"] == 1:
+        check_whole(folder, files)
+        found = contents_sha256(folder)
+        if found != config["weights_sha256"]:
+            raise CheckpointError(
+                f"{folder}: the weights hash to {found[:12]}… and {CONFIG} names {config['weights_sha256'][:12]}…; "
+                "the files are damaged or belong to another model, save again"
+            )
+        warnings.warn(
+            f"{folder} was saved by an older vtc, which hashed the weights and not config.json or the processor: a "
+            "change of those is not noticed; vtc.save the model again",
+            stacklevel=3,
+        )
+        return
+    for name, wanted in files.items():
+        try:
+            found = file_sha256(folder / name)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder / name} was saved and cannot be read ({error.strerror}); copy the whole folder, or save again"
+            ) from error
+        if found != wanted:
+            raise CheckpointError(
+                f"{folder / name} hashes to {found[:12]}… and was saved as {wanted[:12]}…: it is damaged, changed or "
+                "belongs to another model; copy it again, or change the loaded model in Python and vtc.save it"
+            )
+    for path in sorted(folder.iterdir()):
+        if path.name not in files and (path.suffix == ".safetensors" or path.name == "adapter_config.json"):
+            raise CheckpointError(f"{path} was not saved with this model and would be loaded into it; move it away")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vtc.errors import CheckpointError
+from vtc.methods.base import Method
+from vtc.weights.lossless.tensorfile import Place, read_head
 
 ADAPTER = "vtc_adapter.safetensors"
+LEAST = 4096  # no option below this is taken for a size that the file must hold
 
 
 def save_learned(module: nn.Module | None, folder: Path) -> None:
@@ -35,13 +43,46 @@ def load_learned(module: nn.Module | None, folder: Path) -> None:
     module.load_state_dict(found)
 
 
-def check_fits(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def check_asked(method: Method, model: nn.Module, folder: Path) -> None:
+    """Raises ``CheckpointError`` unless the file in ``folder`` holds what ``method`` would learn on ``model``, by names
+    and shapes: asked before anything of that size is made."""
+    path = folder / ADAPTER
+    if not method.learns or not path.exists():
+        return  # ``load_learned`` says what is missing or too much
+    found = {place.name: place for place in read_head(path)[1]}
+    most = max(LEAST, sum(math.prod(place.shape) for place in found.values()))
+    for name, value in sorted(numbers(dataclasses.asdict(method))):
+        if value > most:
+            raise CheckpointError(
+                f"{path} holds {most} numbers at most, and the option {name} asks for {value}; save again"
+            )
+    try:
+        with torch.device("meta"):
+            module = method.build(model)
+    except (RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its options cannot be built ({error}); save again") from error
+    check_fits(path, found, {} if module is None else module.state_dict())
+
+
+def numbers(options: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number among the options of a method, with the option's name."""
+    if isinstance(options, dict):
+        for key, value in options.items():
+            yield from numbers(value, key)
+    elif isinstance(options, list | tuple):
+        for value in options:
+            yield from numbers(value, name)
+    elif isinstance(options, int | float) and not isinstance(options, bool):
+        yield name, options
+
+
+def check_fits(path: Path, found: Mapping[str, Tensor | Place], wanted: Mapping[str, Tensor]) -> None:
     """Raises ``CheckpointError`` unless ``found``, read from ``path``, has the names and shapes of ``wanted``."""
     missing, unexpected = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unexpected:
         raise CheckpointError(f"{path}: missing tensors {missing[:5]}, unexpected tensors {unexpected[:5]}; save again")
     for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
+        if tuple(found[name].shape) != tuple(tensor.shape):
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(found[name].shape)} and its options ask for {tuple(tensor.shape)}; "
                 "load it with the options and the base it was trained with"

@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 
 from vtc.checkpoint.learned import check_fits, read
+from vtc.checkpoint.untrusted import INITIAL, OUTSIDE, check_adapter
 from vtc.errors import CheckpointError
+from vtc.files.strict import read_json
 from vtc.models.inspection import unwrapped
 from vtc.patching.api import patch_of
 from vtc.patching.patch import LEARNED
@@ -33,6 +35,7 @@ def adapted(model: Any) -> Any:
         return None
     if model is plain:
         raise CheckpointError("this model carries adapters; give the PeftModel around it, or merge_and_unload() first")
+    check_adapter({k: v for k, v in vars(next(iter(configs.values()))).items() if k in OUTSIDE}, "the adapter")
     if len(configs) > 1 or next(iter(configs.values())).is_prompt_learning:
         raise CheckpointError(
             f"this model carries {', '.join(configs)}: one adapter that changes layers can be saved; delete_adapter "
@@ -86,6 +89,9 @@ def save_adapters(model: Any, folder: Path) -> dict[str, str]:
     config.inference_mode = True
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = True  # PiSSA and its like take parts of the base, which is saved without them
+    for beginning in INITIAL:
+        if hasattr(config, beginning):
+            setattr(config, beginning, None)
     folder.mkdir()
     held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     tensors = {key: tensor.detach().contiguous() for key, tensor in held.items()}
@@ -115,6 +121,7 @@ def load_adapters(model: nn.Module, folder: Path, told: Any) -> Any:
         from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     except ImportError:
         raise CheckpointError(f"{folder} needs the library peft; pip install 'vtc-vlm[train]'") from None
+    check_adapter(read_json(folder / CONFIG), str(folder / CONFIG))
     tensors, patch = read(folder / TENSORS), patch_of(model)
     inside = any(f"{LEARNED}." in key for key in tensors)  # put on before the patch, it left out what that learns
     full = any(tensor.dtype == torch.float32 for tensor in tensors.values())

@@ -17,18 +17,32 @@ from torch import nn
 
 from vtc.checkpoint import peft, restore
 from vtc.checkpoint.card import CARD, write_card
-from vtc.checkpoint.config import CONFIG, SCHEMA, contents_sha256, described, method_from, read_config
-from vtc.checkpoint.learned import load_learned, save_learned
+from vtc.checkpoint.config import (
+    CONFIG,
+    SCHEMA,
+    brief,
+    check_contents,
+    contents_sha256,
+    described,
+    method_from,
+    read_config,
+    sealed,
+)
+from vtc.checkpoint.learned import check_asked, load_learned, save_learned
+from vtc.checkpoint.untrusted import check_safe, explained, wants_trust
 from vtc.checkpoint.verify import check_copy
-from vtc.errors import CheckpointError
+from vtc.errors import CheckpointError, UnknownName, VTCError
 from vtc.files import folders
-from vtc.files.digest import versions
+from vtc.files.digest import file_sha256, versions
+from vtc.methods.base import Method
 from vtc.models.inspection import unwrapped
 from vtc.patching.api import patch_of
 from vtc.patching.patch import Patch
 from vtc.tokens import Budget
 from vtc.weights import formats
 from vtc.weights.formats import hf
+
+ERRORS = (ValueError, TypeError, KeyError, AttributeError, OverflowError)  # what options of wrong kinds end in
 
 
 def save(
@@ -49,8 +63,9 @@ def save(
     a second model. keep_original: the folder of the checkpoint that was compressed; it is kept in ``folder``, as its
     difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard).
 
-    Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a folder that is not vtc's, a
-    full disk, a copy that differs, or weights that would replace those which an original is kept beside.
+    Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a method that ``vtc.load``
+    would not find by its name and options, a folder that is not vtc's or may not be written, a full disk, a copy that
+    differs, or weights that would replace those which an original is kept beside.
     """
     check_saveable(model, format)
     folder = Path(os.path.realpath(folder))
@@ -60,21 +75,17 @@ def save(
         raise CheckpointError("keep_original is for compressed weights; call vtc.compress first, or leave it out")
     folders.recover(folder)
     folders.check_replaceable(folder, CONFIG)
-    try:
-        with folders.replacing(folder) as temporary:
-            write(model, temporary, processor, format)
-            restore.check_not_lost(folder, temporary, original)
-            if verify:
-                check_copy(model, temporary, load, format)
-            if original is not None:
-                restore.keep_beside(compression.manifest, original, temporary)
-            write_card(temporary, read_config(temporary), folder / CARD)
-            folders.keep_others(folder, temporary, replaced=(peft.FOLDER,))
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} cannot be written ({error.strerror or error}); make room or give another folder (what was there "
-            "is as it was)"
-        ) from error
+    with folders.replacing(folder) as temporary:
+        adapter = write(model, temporary, processor, format)
+        folders.keep_named(folder, temporary, earlier(folder))
+        write_config(model, temporary, processor, format, adapter)
+        restore.check_not_lost(folder, temporary, original)
+        if verify:
+            check_copy(model, temporary, load, format)
+        if original is not None:
+            restore.keep_beside(compression.manifest, original, temporary)
+        write_card(temporary, read_config(temporary), folder / CARD)
+        folders.keep_others(folder, temporary, replaced=(peft.FOLDER,))
     return folder
 
 
@@ -92,6 +103,9 @@ def check_saveable(model: nn.Module, format: str) -> None:
         raise CheckpointError(
             f"{type(plain).__name__} is no model of transformers; save its state_dict, patch it again when loaded"
         )
+    patch = patch_of(model)
+    if patch is not None:
+        check_readable(patch.method, patch.budget)
     if format != "vtc" and compression is None:
         raise CheckpointError(f"format {format!r} is for compressed weights; call vtc.compress first, or leave it out")
 
@@ -101,24 +115,60 @@ def compression_of(model: nn.Module) -> Any:
     return hf.config_of(unwrapped(model))
 
 
-def write(model: Any, folder: Path, processor: Any, format: str) -> None:
-    """Fill the empty ``folder``. Raises ``OSError`` when the disk does not take it."""
-    from safetensors import SafetensorError
-
-    patch, compression, plain = patch_of(model), compression_of(model), unwrapped(model)
-    adapted, adapter = peft.adapted(model), None
+def check_readable(method: Method, budget: Budget) -> None:
+    """Raises ``CheckpointError`` for a method that ``vtc.load`` would not find by its name, or find otherwise."""
     try:
-        with nullcontext() if adapted is None else peft.adapters_aside(plain):
-            with nullcontext() if patch is None else patch.learned_aside():
-                formats.registry[format](plain, folder)
-            if patch is not None:
-                save_learned(patch.method.module, folder)
-        if adapted is not None:
-            adapter = peft.save_adapters(adapted, folder / peft.FOLDER)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+        told = json.loads(json.dumps({**described(method), "budget": budget.value}, allow_nan=False))
+        found, least = method_from(told), Budget.of(told["budget"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the method {type(method).__qualname__} cannot be saved ({error}): vtc.load finds it by the name it is "
+            "registered under, with options of plain JSON; decorate its class with @vtc.methods.register(name), in a "
+            "module that is imported before vtc.load or is an entry point of vtc.methods"
+        ) from error
+    if type(found) is not type(method) or found != method or least != budget:
+        raise CheckpointError(
+            f"the method {method!r} cannot be saved: vtc.load would make it {found!r} of {type(found).__module__}; "
+            "give it a name of its own, and options that JSON holds, lists as tuples"
+        )
+
+
+def earlier(folder: Path) -> list[str]:
+    """What an older save wrote into ``folder`` and a new one keeps where it writes none of its own: a processor."""
+    try:
+        names = read_config(folder).get("files", [])
+    except CheckpointError:
+        return []
+    return [name for name in names if not name.startswith(f"{peft.FOLDER}/")]
+
+
+def write(model: Any, folder: Path, processor: Any, format: str) -> dict[str, str] | None:
+    """Fill the empty ``folder``; what is to be told of an adapter. Raises ``OSError`` for a full disk."""
+    patch, plain = patch_of(model), unwrapped(model)
+    adapted, adapter = peft.adapted(model), None
+    with nullcontext() if adapted is None else peft.adapters_aside(plain):
+        with nullcontext() if patch is None else patch.learned_aside():
+            formats.registry[format](plain, folder)
+        if patch is not None:
+            save_learned(patch.method.module, folder)
+    if adapted is not None:
+        adapter = peft.save_adapters(adapted, folder / peft.FOLDER)
     if processor is not None:
+        save_processor(processor, folder)
+    return adapter
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """``save_pretrained``. Tokenizers raise a bare ``Exception`` where the disk is full, here an ``OSError``."""
+    try:
         processor.save_pretrained(folder)
+    except Exception as error:
+        raise OSError(str(error)) if type(error) is Exception else error from error
+
+
+def write_config(model: Any, folder: Path, processor: Any, format: str, adapter: dict[str, str] | None) -> None:
+    """Tell of all that was written into ``folder``."""
+    patch, compression, plain = patch_of(model), compression_of(model), unwrapped(model)
     config = {
         "schema_version": SCHEMA,
         **(dict(method=None, options={}) if patch is None else described(patch.method)),
@@ -128,10 +178,10 @@ def write(model: Any, folder: Path, processor: Any, format: str) -> None:
         "weights_sha256": contents_sha256(folder),
         "processor_class": None if processor is None else type(processor).__name__,
         "versions": versions(),
-        "files": folders.names_in(folder),
+        "files": {name: file_sha256(folder / name) for name in folders.names_in(folder)},
         **({} if adapter is None else {"adapter": adapter}),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(sealed(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def told(manifest: dict[str, Any], format: str) -> dict[str, Any]:
@@ -144,36 +194,56 @@ def load(folder: str | os.PathLike, **kwargs: Any) -> nn.Module:
     go to ``from_pretrained``.
 
     Raises ``CheckpointError`` for a missing or malformed config, unknown or missing keys, another schema version, a
-    file that is missing, weights or an adapter that are not the ones that were saved, or learned tensors that do not
-    fit the method.
+    file that is missing or not the one that was saved, byte by byte (see ``vtc.checkpoint.config``), or learned tensors
+    that do not fit the method. A folder's code is never run, nor a pickle opened.
     """
-    from transformers import AutoModelForImageTextToText
-
     folder = Path(folder)
     folders.recover(Path(os.path.realpath(folder)))
     config = read_config(folder)
-    folders.check_whole(folder, config.get("files", ()))
-    found = contents_sha256(folder)
-    if found != config["weights_sha256"]:
-        raise CheckpointError(
-            f"{folder}: the weights hash to {found[:12]}… and {CONFIG} names {config['weights_sha256'][:12]}…; "
-            "the files are damaged or belong to another model, save again"
-        )
+    check_contents(folder, config)
     patched = config["method"] is not None
     try:
         method, budget = (method_from(config), Budget.of(config["budget"])) if patched else (None, None)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    except ERRORS as error:
+        hint = "; import the module that registers it first" if isinstance(error, UnknownName) else ""
+        raise CheckpointError(f"{folder / CONFIG}: {error}{hint}") from error
+    model = from_pretrained(folder, kwargs)
+    if method is not None and budget is not None:
+        check_asked(method, model, folder)
+        try:
+            patch = Patch(model, method, budget).install()
+        except ERRORS as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+        load_learned(patch.method.module, folder)
+    return peft.load_adapters(model, folder / peft.FOLDER, config.get("adapter"))
+
+
+def from_pretrained(folder: Path, kwargs: dict[str, Any]) -> Any:
+    """The plain model in ``folder``, all of its weights from there."""
+    from transformers import AutoModelForImageTextToText
+
+    check_safe(folder)
     hf.register_with_transformers()
-    kwargs = {"trust_remote_code": False, **kwargs}  # left out, transformers would ask whether to run a folder's code
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **kwargs)
+    safe = {"trust_remote_code": False, **kwargs, "use_safetensors": True}  # without the first it would ask to run code
+    safe["ignore_mismatched_sizes"] = False  # they would be random
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **safe)
+    except VTCError as error:  # of what config.json says about compressed layers
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    except ValueError as error:
+        if not wants_trust(error):
+            raise
+        raise CheckpointError(f"{folder}: {explained(error)}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{folder}: weights and model do not fit, by the shapes of some; save it again"
+        ) from error
     model, info = loaded
     lost = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys and kind.endswith("_keys")}
     if lost:
         raise CheckpointError(
-            f"{folder}: weights and model do not fit ({lost}); save the plain model, without adapters"
+            f"{folder}: weights and model do not fit ({brief(lost)}); save the plain model, without adapters"
         )
-    if method is not None and budget is not None:
-        patch = Patch(model, method, budget).install()
-        load_learned(patch.method.module, folder)
-    return peft.load_adapters(model, folder / peft.FOLDER, config.get("adapter"))
+    return model

@@ -12,7 +12,6 @@ from vtc.commands.common import (
     DataDir,
     Debug,
     Device,
-    DType,
     Model,
     Seed,
     batches,
@@ -54,7 +53,10 @@ def compress(
         bool, typer.Option(help="Keep MODEL, a folder, in the output, bit for bit, for vtc restore.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration prompts at once.")] = 8,
-    dtype: DType = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="float32, float16, bfloat16, or auto: as saved, in which all stays that is not compressed."),
+    ] = "auto",
     device: Device = "auto",
     attn: Attn = "auto",
     seed: Seed = 0,
@@ -97,9 +99,11 @@ def compress(
     plan.png show what was chosen and why. Minutes on a small model, hours on 7B. Of a recipe file include, skip and
     buckets count then, not its passes.
 
-    Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). Bits count
-    scales and masks. The error of a layer is the squared error of its outputs over their square, on the calibration.
-    Stopped or killed, the output folder is as it was.
+    Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). What is not
+    compressed keeps its dtype, and scales and factors have that of the weight they stand for, on every device. To
+    calibrate float16 is slow on a CPU; --dtype bfloat16 or float32 is faster, and stored so. Bits count scales and
+    masks. The error of a layer is the squared error of its outputs over their square, on the calibration. Stopped or
+    killed, the output folder is as it was.
     """
     from vtc.checkpoint.config import CONFIG
     from vtc.checkpoint.save_load import save
@@ -129,7 +133,7 @@ def compress(
     patch = (cells.build(method), one_budget(budget)) if method else None
     source = benchmark(calibration, examples, data_dir, seed) if calibration else None
     samples = [] if source is None else list(source.samples())  # a wrong split is told before a model is loaded
-    vlm, processor = load(model, dtype, device, attn)
+    vlm, processor = load(model, "saved" if dtype == "auto" else dtype, device, attn)
     if patch:
         import vtc
 
@@ -147,8 +151,31 @@ def compress(
     )
     if plan is not None:
         write_plan(plan, checked, output)
-    size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
-    typer.echo(f"{output}: {size:,} bytes of weights, format {format}")
+    tell_size(output, bytes_of(folder_of(model)), format)
+
+
+def bytes_of(model: str | Path) -> int | None:
+    """Of the files that hold a model's weights, in a folder or in the cache of the hub; None where neither has them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(model)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(str(model), "config.json")
+        folder = Path(cached).parent if isinstance(cached, str) else folder
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors")) or None
+
+
+def tell_size(output: Path, before: int | None, format: str) -> None:
+    """Print the bytes before and after, and warn where they did not become fewer."""
+    after = bytes_of(output) or 0
+    told = "" if before is None else f", {100 * after / before:.1f} % of the {before:,} before"
+    typer.echo(f"{output}: {after:,} bytes of weights{told}, format {format}")
+    if before is not None and after >= before:
+        typer.echo(
+            "warning: this is not smaller than the original. What is not compressed keeps its dtype (--dtype changes "
+            "it), and a recipe of more bits than the original has, or of pruning without rounding, saves little.",
+            err=True,
+        )
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

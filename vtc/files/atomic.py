@@ -13,12 +13,13 @@ from typing import Any
 
 from vtc.errors import VTCError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 AGAIN = "give the same command: it goes on where it stopped"
-FULL, CLOSED, GONE = f"make room and {AGAIN}", "give a folder that may be written", f"put the folder back and {AGAIN}"
 REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR), CLOSED),
-    **dict.fromkeys((errno.ENOENT, errno.ESTALE), GONE),
+    **dict.fromkeys(FULL, f"make room and {AGAIN}"),
+    **dict.fromkeys(CLOSED, "give a folder that may be written"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), f"put the folder back and {AGAIN}"),
 }
 
 
@@ -32,7 +33,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and rename it onto ``path``.
 
     On a full disk, or where nothing may be written, it raises ``VTCError`` and leaves what was there."""
-    temporary = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)

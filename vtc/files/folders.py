@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vtc.errors import CheckpointError
 from vtc.files.sync import sync, sync_all
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's fcntl.h and fs.h
+WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 @contextmanager
@@ -24,18 +26,42 @@ def replacing(folder: Path) -> Iterator[Path]:
     Killed at any moment, ``folder`` is the old one or the new one. What a killed process filled stays beside it as
     ``.NAME.saving-PID``. Where a system cannot exchange two folders (Linux can) there is a moment with neither: the old
     one then stands beside as ``.NAME.old`` until ``recover`` puts it back.
+
+    What the system refuses on the way, a full disk or a folder that may not be written, is a ``CheckpointError``.
     """
+    from safetensors import SafetensorError
+
     folder = Path(os.path.realpath(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}.saving-{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
-    temporary.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
+        temporary.mkdir()
         yield temporary
         sync_all(temporary)
         publish(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # now it holds the old one, or what failed
+
+
+def cannot_write(path: Path, error: Exception) -> CheckpointError:
+    """What to tell of an error of the system while ``path`` was written."""
+    reason = getattr(error, "strerror", None) or error
+    return CheckpointError(
+        f"{path} cannot be written ({reason}); make room, or give another place (what is there is the old one or the "
+        "new one, whole)"
+    )
+
+
+@contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """What the system refuses inside is a ``CheckpointError`` that ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def publish(temporary: Path, folder: Path) -> None:
@@ -46,8 +72,12 @@ def publish(temporary: Path, folder: Path) -> None:
     elif not exchange(temporary, folder):
         shutil.rmtree(aside(folder), ignore_errors=True)  # left by a killed process that had published
         folder.rename(aside(folder))
-        temporary.rename(folder)
-        shutil.rmtree(aside(folder))
+        try:
+            temporary.rename(folder)
+        except OSError:
+            recover(folder)
+            raise
+        shutil.rmtree(aside(folder), ignore_errors=True)
     sync(folder.parent)
 
 
@@ -83,6 +113,19 @@ def check_replaceable(folder: Path, mark: str) -> None:
         )
 
 
+def safe_path(path: Any, where: str) -> str:
+    """A relative path with / between at most 32 names, none empty, . or .. Raises ``CheckpointError``."""
+    path = path if isinstance(path, str) else ""
+    names = path.split("/")
+    try:
+        long = len(names) > 32 or len(path) > 1000 or any(len(os.fsencode(name)) > 255 for name in names)
+    except UnicodeEncodeError:
+        long = True
+    if long or any(name in ("", ".", "..") or set(name) & set("\\:\0") for name in names):
+        raise CheckpointError(f"{where}: {str(path)[:200]!r} is no path inside the folder; it is not to be trusted")
+    return path
+
+
 def names_in(folder: Path) -> list[str]:
     """The files in ``folder``, in order, relative to it."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -98,10 +141,18 @@ def check_whole(folder: Path, names: Iterable[str]) -> None:
                 json.loads(path.read_text(encoding="utf-8"))
             elif not path.is_file():
                 raise FileNotFoundError("No such file")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} was saved and cannot be read ({error}); copy the whole folder, or save again"
             ) from error
+
+
+def keep_named(old: Path, new: Path, names: Iterable[str]) -> None:
+    """Copy the files of those ``names`` that ``old`` holds and ``new`` lacks, weights left out."""
+    for name in names:
+        if (old / name).is_file() and not (new / name).exists() and not name.endswith(WEIGHTS):
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(old / name, new / name)
 
 
 def keep_others(old: Path, new: Path, replaced: Iterable[str] = ()) -> None:
@@ -110,7 +161,7 @@ def keep_others(old: Path, new: Path, replaced: Iterable[str] = ()) -> None:
     if not old.is_dir():
         return
     for path in old.iterdir():
-        weights = path.name.endswith((".safetensors", ".safetensors.index.json")) or path.name in replaced
+        weights = path.name.endswith(WEIGHTS) or path.name in replaced
         if weights or (new / path.name).exists():
             continue
         if path.is_dir():

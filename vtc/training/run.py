@@ -27,6 +27,7 @@ from vtc.eval.results.settings import same_settings
 from vtc.files.atomic import write_text
 from vtc.files.digest import weights_sha256
 from vtc.files.lock import lock
+from vtc.files.strict import parse_json, read_json
 from vtc.methods._spelling import build
 from vtc.models.inspection import unwrapped
 from vtc.patching.api import patch_of
@@ -183,8 +184,19 @@ def taught(
             model, other = load(Settings(settings.teacher))
             asked = answers(model.eval().to(args.device), other, (data[n] for n in range(len(data))))
             write_text(path, "".join(json.dumps([r.id, [t.answer for t in r.turns]]) + "\n" for r in asked))
-    rows = dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return Answered(data, rows, settings.teacher), None
+    return Answered(data, read_answers(path), settings.teacher), None
+
+
+def read_answers(path: Path) -> dict[str, Any]:
+    """The teacher's answers by the ids of the samples. Raises ``CheckpointError`` for a line that is none."""
+    rows = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        where = f"{path} line {number}"
+        told = parse_json(b'{"row": %s}' % line, where)["row"]  # the reader takes objects, and a line is a list
+        if not isinstance(told, list) or len(told) != 2 or not isinstance(told[1], list) or type(told[0]) is not str:
+            raise CheckpointError(f"{where} is no id with answers; delete the file, and the teacher is asked again")
+        rows[told[0]] = told[1]
+    return rows
 
 
 def check_pictures(settings: Settings, data: Source) -> None:
@@ -212,7 +224,15 @@ def chosen_layers(
             rows: DataLoader = DataLoader(data, 1, collate_fn=collate)  # type: ignore[arg-type]
             squares = sensitivities(model, islice(rows, PROBED))
             write_text(path, json.dumps({"layers": essential(squares), "squares": squares}) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))["layers"]
+    return read_layers(path)
+
+
+def read_layers(path: Path) -> list[int]:
+    """What ``chosen_layers`` wrote. Raises ``CheckpointError`` for something else."""
+    found = read_json(path).get("layers")
+    if not isinstance(found, list) or not all(type(n) is int and n >= 0 for n in found):
+        raise CheckpointError(f"{path} holds no layers; delete it, and they are measured again")
+    return found
 
 
 def fit(
@@ -258,7 +278,7 @@ def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner)
         )
     set_seed(settings.seed)
     model, _ = load(settings)
-    layers = json.loads((output / "layers.json").read_text())["layers"] if settings.train == "layers:auto" else []
+    layers = read_layers(output / "layers.json") if settings.train == "layers:auto" else []
     model = choose(model, settings.train, settings.rank, layers)
     set_trained(model, load_file(output / TRAINED), str(output / TRAINED))
     save(model.eval(), output / "model", processor)

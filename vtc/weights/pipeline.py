@@ -45,7 +45,10 @@ def compress(
         raise WeightsError("this model is compressed already; compress the original by one recipe of all passes")
     if recipe.needs_gram and calibration is None:
         raise WeightsError(f"{recipe.every[0].name} needs calibration=: prompts with pictures, from the processor")
-    layers_of(model, family_of(model), recipe.include, recipe.skip)  # names that are wrong, before anything is done
+    try:
+        layers_of(model, family_of(model), recipe.include, recipe.skip)  # names that are wrong, before anything is done
+    except WeightsError as error:
+        raise recipe.told(error) from error
     examples = list(calibration or [])
     edits = Edits()
     edits.resized += [model.get_submodule(name) for name in (older.layers if older else ())]
@@ -86,7 +89,8 @@ def _fit_layers(
     layers = layers_of(model, family, recipe.include, recipe.skip)
     for name, _ in recipe.by_layer:
         if name not in layers:
-            raise WeightsError(f"by_layer names {name!r}, which is not among the {len(layers)} layers of this model")
+            wrong = f"by_layer names {name!r}, which is not among the {len(layers)} layers of this model"
+            raise recipe.told(WeightsError(wrong))
     layers = {name: layer for name, layer in layers.items() if recipe.passes_for(name)}
     walk = Walk(model, examples) if any(p.needs_gram for name in layers for p in recipe.passes_for(name)) else None
     weigh = None if walk is None else weigher(recipe.buckets, walk)

@@ -16,11 +16,13 @@ import dataclasses
 import difflib
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vtc.errors import WeightsError
+from vtc.errors import VTCError, WeightsError
+from vtc.files.strict import read_json, read_yaml
 from vtc.weights.calibration.token_weighting import WAYS
 from vtc.weights.passes import registry
 from vtc.weights.passes._structure import StructuredPass
@@ -41,13 +43,15 @@ class Recipe:
     """passes: in order, each fits its term to what the ones before left; include: parts of the model; skip: regular
     expressions on layers' names; buckets: how vision and text tokens are weighed in the calibration, see
     ``vtc.weights.balance.weigher``; by_layer: other passes for
-    the layers named here (what an allocation chose); where ``passes`` is empty the others stay as they are."""
+    the layers named here (what an allocation chose); where ``passes`` is empty the others stay as they are; source: the
+    file it was read from, for errors."""
 
     passes: tuple[Pass, ...]
     include: tuple[str, ...] = ("decoder",)
     skip: tuple[str, ...] = ()
     buckets: str | tuple[float, float] = "balanced"
     by_layer: tuple[tuple[str, tuple[Pass, ...]], ...] = ()
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.every:
@@ -61,6 +65,11 @@ class Recipe:
         for part in self.include:
             if part not in PARTS:
                 raise WeightsError(f"include: there is no part {part!r}; there are: {', '.join(PARTS)}")
+        for pattern in self.skip:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise WeightsError(f"skip: {pattern!r} is no regular expression ({error})") from None
         if isinstance(self.buckets, str):
             if self.buckets not in WAYS:
                 raise WeightsError(f"buckets is one of {', '.join(WAYS)} or two weights, not {self.buckets!r}")
@@ -86,6 +95,10 @@ class Recipe:
     def needs_gram(self) -> bool:
         return any(p.needs_gram for p in self.every)
 
+    def told(self, error: Exception) -> WeightsError:
+        """``error``, which a model brought out, with the file of the recipe."""
+        return WeightsError(f"{self.source}: {error}" if self.source else str(error))
+
     def passes_for(self, name: str) -> tuple[Pass, ...]:
         """The passes that are fitted to the layer called ``name``."""
         return dict(self.by_layer).get(name, self.fitted)
@@ -102,10 +115,22 @@ class Recipe:
         if isinstance(given, (list, tuple)):
             return cls(tuple(_pass(entry) for entry in given))
         if isinstance(given, os.PathLike) or str(given).endswith((".yaml", ".yml", ".json")):
-            return cls.of(_read(Path(given)))
+            return cls.in_file(Path(given))
         if isinstance(given, str):
             return cls(chain(given))
         raise WeightsError(f"a recipe is a name, a text, a dict, a file or passes; got a {type(given).__name__}")
+
+    @classmethod
+    def in_file(cls, path: Path) -> Recipe:
+        """The recipe in a YAML or JSON file. Raises ``WeightsError``, with the file's name."""
+        try:
+            found = read_json(path) if path.suffix == ".json" else read_yaml(path)
+            return replace(cls(chain(found)) if isinstance(found, str) else cls.of(found), source=str(path))
+        except FileNotFoundError:
+            raise WeightsError(f"recipe {path} is not there; give a YAML or JSON file, or a name like int4") from None
+        except VTCError as error:
+            where = "" if str(path) in str(error) else f"{path}: "
+            raise WeightsError(f"recipe {where}{error}") from error
 
     def written(self) -> dict[str, Any]:
         """As JSON holds it; ``Recipe.of`` reads it back."""
@@ -127,22 +152,33 @@ def _written(p: Pass) -> dict[str, Any]:
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    known = [f.name for f in dataclasses.fields(Recipe)]
+    known = [f.name for f in dataclasses.fields(Recipe) if f.compare]
     _refuse_unknown("recipe", given, known)
     if not isinstance(given.get("passes"), list):
         raise WeightsError("a recipe needs 'passes', a list")
     fields: dict[str, Any] = {"passes": tuple(_pass(entry) for entry in given["passes"])}
     for name in ("include", "skip"):
         if name in given:
-            value = given[name]
-            fields[name] = (value,) if isinstance(value, str) else tuple(value)
+            fields[name] = _texts(name, given[name])
     if "buckets" in given:
         value = given["buckets"]
-        fields["buckets"] = value if isinstance(value, str) else tuple(value)
+        pair = isinstance(value, list | tuple) and all(type(each) in (int, float) for each in value)
+        if not pair and not isinstance(value, str):
+            raise WeightsError(f"buckets is one of {', '.join(WAYS)} or two weights, not {value!r}")
+        fields["buckets"] = tuple(value) if pair else value
     if "by_layer" in given:
-        layers = given["by_layer"].items()
-        fields["by_layer"] = tuple((name, tuple(_pass(entry) for entry in entries)) for name, entries in layers)
+        layers = given["by_layer"]
+        if not isinstance(layers, dict) or not all(isinstance(entries, list) for entries in layers.values()):
+            raise WeightsError("by_layer gives a list of passes for each layer by its name")
+        fields["by_layer"] = tuple((name, tuple(_pass(entry) for entry in chain)) for name, chain in layers.items())
     return fields
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    found = (value,) if isinstance(value, str) else value
+    if not isinstance(found, list | tuple) or not all(isinstance(each, str) for each in found):
+        raise WeightsError(f"{name} is a list of texts, not {value!r}")
+    return tuple(found)
 
 
 def _pass(entry: Any) -> Pass:
@@ -160,7 +196,7 @@ def _pass(entry: Any) -> Pass:
     _refuse_unknown(f"pass {name}", options, [f.name for f in dataclasses.fields(make) if f.init])
     try:
         return make(**options)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise WeightsError(f"pass {name}: {error}") from None
 
 
@@ -170,7 +206,7 @@ def _pair(entry: str, pair: str) -> tuple[str, Any]:
         raise WeightsError(f"pass {entry!r}: {pair!r} is not option=value")
     try:
         return key, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key, value.replace("/", ":")  # a colon separates options, so a pattern is written 2/4
 
 
@@ -180,12 +216,3 @@ def _refuse_unknown(what: str, given: dict[str, Any], known: list[str]) -> None:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
             raise WeightsError(f"{what} has no field {key!r}; {hint}")
-
-
-def _read(path: Path) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise WeightsError(f"recipe {path} cannot be read ({error}); write it as YAML or JSON") from None

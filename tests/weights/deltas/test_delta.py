@@ -1,7 +1,9 @@
 """Deltas: two fine-tuned models over one base, their folders, and what is refused."""
 
 import copy
+import dataclasses
 import json
+import random
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
+from tests.files.mutations import mutated
 from vtc.errors import CheckpointError, UnknownName, WeightsError
 from vtc.weights.deltas.delta import difference, merge, parameters_sha256
 from vtc.weights.deltas.folder import CONFIG, TENSORS, load, save
@@ -204,7 +207,7 @@ def test_an_interrupted_save_leaves_nothing(delta, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("vtc.weights.deltas.folder.write_json", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match="cannot be written .No space"):
         save(delta, tmp_path / "delta")
     assert not list(tmp_path.iterdir())
 
@@ -279,6 +282,37 @@ def test_a_description_that_lies_is_refused_even_where_its_hash_agrees(delta, tm
     rewritten(folder, lambda c: c.update(sha256=_digest({k: v for k, v in c.items() if k != "sha256"})))
     with pytest.raises(CheckpointError):
         load(folder)
+
+
+def test_one_thing_changed_anywhere(delta, tmp_path):
+    """Its hash agreeing: the library's own error with the file's name, never a raw one."""
+    from vtc.weights.deltas.folder import _digest
+
+    folder, at = save(delta, tmp_path / "delta"), random.Random(0)
+    whole = json.loads((folder / CONFIG).read_text())
+    for _ in range(300):
+        config = mutated({k: v for k, v in whole.items() if k != "sha256"}, at)
+        if isinstance(config, dict):
+            config["sha256"] = _digest(config)
+        (folder / CONFIG).write_text(json.dumps(config))
+        try:
+            load(folder)
+        except CheckpointError as error:
+            assert str(folder) in str(error)
+
+
+def test_names_that_the_model_lacks_are_refused(base, delta):
+    """That the base agrees is no promise of the layers: a delta may be made by hand."""
+    lies = delta
+    for wrong in (
+        dataclasses.replace(lies, layers={"model.layers.99.up_proj": next(iter(delta.layers.values()))}),
+        dataclasses.replace(lies, layers={}, whole={"model.nothing": torch.ones(2)}),
+        dataclasses.replace(lies, layers={}, whole={"model.language_model.norm.weight": torch.ones(2)}),
+    ):
+        with pytest.raises(CheckpointError, match="which this model does not have"):
+            merge(copy.deepcopy(base), wrong)
+        with pytest.raises(CheckpointError, match="which this model does not have"):
+            Deltas(base).add("a", wrong)
 
 
 def test_flipped_and_missing_bytes_are_refused(delta, tmp_path):

@@ -135,7 +135,7 @@ def test_twice_and_other_formats_are_refused(tmp_path):
     "change, told",
     [
         (lambda layer: layer.update(rank=0), "rank 0"),
-        (lambda layer: layer.update(rank="4"), "rank '4'"),
+        (lambda layer: layer.update(rank="4"), "rank is '4'"),
         (lambda layer: layer.update(borrows="no.such.layer"), "matches 0 layers"),
         (lambda layer: layer.update(borrows="lm_head"), "cannot borrow"),
     ],

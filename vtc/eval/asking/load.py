@@ -12,8 +12,10 @@ import torch
 from transformers.utils import logging
 
 import vtc
+from vtc.checkpoint.config import CONFIG
 from vtc.checkpoint.learned import ADAPTER
 from vtc.checkpoint.peft import FOLDER
+from vtc.checkpoint.untrusted import check_safe, explained
 from vtc.errors import UnsupportedModel, VTCError
 from vtc.eval import scenes
 
@@ -23,7 +25,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def load(
     model: str, dtype: str = "auto", device: str = "auto", attn: str = "auto", learned: bool = False
 ) -> tuple[Any, Any]:
-    """(model, processor), ready to answer. ``auto`` dtype is float32 on a CPU and the saved one elsewhere.
+    """(model, processor), ready to answer. ``saved`` dtype is the one of the files, ``auto`` the same but float32 on a
+    CPU.
 
     A folder in which ``vtc.save`` left what a method or an adapter of PEFT learned comes back with it where
     ``learned``, and is refused otherwise: the plain model would stand for a trained one.
@@ -33,30 +36,32 @@ def load(
     from vtc.weights.formats import hf
 
     model = folder_of(model)
+    saved = (Path(model) / CONFIG).is_file()  # by vtc: checked by its hashes
     trained = (Path(model) / ADAPTER).is_file() or (Path(model) / FOLDER).is_dir()
     if trained and not learned:
         raise VTCError(
             f"{model} holds what a method or an adapter learned, and this command works on plain models; use vtc eval "
             "or vtc show, vtc.load in a script, or the model it was trained from"
         )
-    if dtype not in ("auto", *DTYPES):
+    if dtype not in ("auto", "saved", *DTYPES):
         raise VTCError(f"dtype {dtype!r} is not known; give auto, {', '.join(DTYPES)}")
     if looks_local(model) and not Path(model).is_dir():
         raise VTCError(f"model folder {model} does not exist; give a folder with config.json, or a model id of the hub")
     where = pick_device(device)
-    kind = DTYPES.get(dtype, torch.float32 if where == "cpu" else "auto")
+    kind = DTYPES.get(dtype, torch.float32 if where == "cpu" and dtype == "auto" else "auto")
     options = {} if attn == "auto" else {"attn_implementation": attn}
-    hf.register_with_transformers()  # it gives compressed folders random weights where it does not know their format
+    hf.register_with_transformers()
     try:
         with quiet_unless_watched():
+            check_safe(model)
             processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask
-            make: Any = vtc.load if trained else AutoModelForImageTextToText.from_pretrained
-            vlm = make(model, dtype=kind, trust_remote_code=False, **options)
+            make: Any = vtc.load if saved or trained else AutoModelForImageTextToText.from_pretrained
+            vlm = make(model, dtype=kind, trust_remote_code=False, use_safetensors=True, **options)
         outer = vtc.patch_of(vlm)
         if outer is not None and not outer.method.learns:
             vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UnsupportedModel(f"{model} cannot be loaded: {' '.join(str(error).split())[:400]}") from error
+        raise UnsupportedModel(f"{model} cannot be loaded: {explained(error)}") from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.errors import WeightsError
+from vtc.errors import CheckpointError, WeightsError
 from vtc.weights.codec import kernels as fast
 from vtc.weights.codec.sparsity import DENSE
 from vtc.weights.codec.terms import read_term
@@ -83,8 +83,9 @@ class CompressedLinear(nn.Module):
     @classmethod
     def read(cls, written: dict[str, Any], instead_of: nn.Linear) -> CompressedLinear:
         """An empty layer as ``written`` describes it, on the meta device. Raises ``CheckpointError``."""
-        terms = [read_term(term) for term in written["terms"]]
-        linear = instead_of
+        terms, linear = [read_term(term) for term in written["terms"]], instead_of
+        for term in terms:
+            term.check(linear.out_features, linear.in_features)
         return cls(linear.in_features, linear.out_features, terms, written["bias"], linear.weight.dtype, "meta")
 
     def extra_repr(self) -> str:
@@ -130,5 +131,8 @@ class CompressedEmbedding(nn.Module):
     @classmethod
     def read(cls, written: dict[str, Any], instead_of: nn.Embedding) -> CompressedEmbedding:
         """An empty one as ``written`` describes it, on the meta device. Raises ``CheckpointError``."""
-        (term,) = [read_term(each) for each in written["terms"]]
+        if len(written["terms"]) != 1:
+            raise CheckpointError(f"an embedding has one term, not {len(written['terms'])}; save the model again")
+        term = read_term(written["terms"][0])
+        term.check(*instead_of.weight.shape)
         return cls(instead_of, term, "meta")

@@ -105,7 +105,8 @@ def difference(
     found = layers_of(tuned, family, recipe.include, recipe.skip)
     for name, _ in recipe.by_layer:
         if name not in found:
-            raise WeightsError(f"by_layer names {name!r}, which is not among the {len(found)} layers of this model")
+            wrong = f"by_layer names {name!r}, which is not among the {len(found)} layers of this model"
+            raise recipe.told(WeightsError(wrong))
     found = {n: layer for n, layer in found.items() if isinstance(layer, nn.Linear) and recipe.passes_for(n)}
     chosen = {n: layer for n, layer in found.items() if f"{n}.weight" in changed}
     walk = Walk(tuned, calibration or []) if recipe.needs_gram else None
@@ -165,6 +166,7 @@ def key_of(layer: str, n: int, name: str) -> str:
 def merge(model: nn.Module, delta: Delta) -> nn.Module:
     """Add ``delta`` to the weights of ``model`` for good. Raises ``CheckpointError`` for another base."""
     check_base(delta, parameters_sha256(model))
+    check_names(delta, model)
     with torch.no_grad():
         for name, change in delta.layers.items():
             weight: Any = model.get_parameter(f"{name}.weight")
@@ -181,3 +183,12 @@ def check_base(delta: Delta, found: str) -> None:
             f"this delta belongs to {delta.base} with weights {delta.base_sha256[:12]}…, and this model's weights hash "
             f"to {found[:12]}…; load that base, in the dtype it was compared in, without other changes"
         )
+
+
+def check_names(delta: Delta, model: nn.Module) -> None:
+    """Raises ``CheckpointError`` for a layer or a parameter that ``model`` lacks or has in another shape."""
+    held = dict(model.named_parameters())
+    wanted = {f"{name}.weight": change.shape for name, change in delta.layers.items()}
+    for name, shape in (wanted | {name: tuple(tensor.shape) for name, tensor in delta.whole.items()}).items():
+        if name not in held or tuple(held[name].shape) != tuple(shape):
+            raise CheckpointError(f"this delta changes {name} {list(shape)}, which this model does not have")

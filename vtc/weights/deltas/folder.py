@@ -17,16 +17,19 @@ from vtc.errors import CheckpointError, VTCError
 from vtc.files.atomic import write_json
 from vtc.files.digest import versions, weights_sha256
 from vtc.files.folders import replacing
+from vtc.files.strict import read_json
 from vtc.weights.codec.terms import read_term
 from vtc.weights.deltas.delta import Change, Delta, key_of
 
 CONFIG, TENSORS, SCHEMA = "vtc_delta.json", "delta.safetensors", 1
 KEYS = {"schema_version", "base", "base_sha256", "recipe", "layers", "whole", "weights_sha256", "sha256", "versions"}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYER_KEYS = {"shape", "dtype", "terms", "error"}
 
 
 def save(delta: Delta, folder: str | os.PathLike) -> Path:
-    """Write ``delta`` to ``folder``, which appears whole or not at all. Raises ``CheckpointError`` where it exists."""
+    """Write ``delta`` to ``folder``, which appears whole or not at all. Raises ``CheckpointError`` where it exists, and
+    for a full disk."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists; give another folder or remove it")
@@ -50,13 +53,13 @@ def load(folder: str | os.PathLike) -> Delta:
     """The delta saved in ``folder``. Raises ``CheckpointError`` when anything is missing, unknown or damaged."""
     path = Path(folder) / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         _check(path, config)
         if weights_sha256(folder) != config["weights_sha256"]:
             raise CheckpointError(f"{folder}: {TENSORS} is not the file that {CONFIG} names; copy the delta again")
         return _read(config, load_file(Path(folder) / TENSORS))
     except VTCError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(str(error) if str(folder) in str(error) else f"{path}: {error}") from error
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no delta ({CONFIG} and {TENSORS}); give the folder that was saved"
@@ -80,10 +83,13 @@ def _read(config: dict[str, Any], tensors: dict[str, Tensor]) -> Delta:
     for name, written in config["layers"].items():
         if set(written) != LAYER_KEYS:
             raise CheckpointError(f"{name} has the fields {sorted(written)}, not {sorted(LAYER_KEYS)}")
-        (out, width), dtype = written["shape"], getattr(torch, written["dtype"])
-        parts = []
+        shape, dtype = written["shape"], DTYPES.get(written["dtype"])
+        if dtype is None or len(shape) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            raise CheckpointError(f"{name} is {written['dtype']!r} {str(shape)[:80]}, no matrix of floats")
+        (out, width), parts = shape, []
         for n, described in enumerate(written["terms"]):
             term = read_term(described)
+            term.check(out, width)
             wanted = term.shapes(out, width, dtype)
             found = {key: tensors.pop(key_of(name, n, key)) for key in wanted}
             for key, (shape, kind) in wanted.items():

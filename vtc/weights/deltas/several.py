@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.errors import UnknownName, WeightsError
-from vtc.weights.deltas.delta import Change, Delta, check_base, parameters_sha256
+from vtc.weights.deltas.delta import Change, Delta, check_base, check_names, parameters_sha256
 from vtc.weights.deltas.folder import load
 
 
@@ -47,6 +47,7 @@ class Deltas:
             raise WeightsError(f"there is a delta {name!r} already; give another name")
         delta = delta if isinstance(delta, Delta) else load(delta)
         check_base(delta, self.sha256)
+        check_names(delta, self.model)
         weight_of = lambda layer: self.model.get_parameter(f"{layer}.weight")  # noqa: E731
         layers = {layer: change.to(weight_of(layer).device) for layer, change in delta.layers.items()}
         whole = {key: tensor.to(self.model.get_parameter(key).device) for key, tensor in delta.whole.items()}

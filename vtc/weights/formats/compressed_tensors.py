@@ -129,7 +129,9 @@ def described_as(model: Any, description: dict[str, Any]):
     """``save_pretrained`` inside writes ``description`` and the tensors it is given; afterwards all is as before."""
     quantizer, config = model.hf_quantizer, model.config.quantization_config
     model.hf_quantizer, model.config.quantization_config = None, description
+    hf.unlock(model.config)
     try:
         yield
     finally:
+        hf.lock(model.config)
         model.hf_quantizer, model.config.quantization_config = quantizer, config

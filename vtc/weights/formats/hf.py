@@ -1,7 +1,9 @@
 """``quant_method: "vtc"`` for transformers: ``from_pretrained`` and ``save_pretrained`` of compressed models.
 
-transformers knows third-party formats only after they are registered, and loads random weights with a mere warning
-when they are not: importing ``vtc.weights`` registers, ``vtc.load`` does it for you.
+transformers knows third-party formats only after they are registered: importing ``vtc.weights`` registers, ``vtc.load``
+does it for you. A format that it does not know it skips with a warning, and the weights are random. So the config of a
+compressed model also asks for a fusion, ``LOCK``, which transformers does not know either and refuses by name; the
+registered format takes it out while it loads.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from vtc.errors import CheckpointError, WeightsError
+from vtc.errors import CheckpointError, VTCError, WeightsError
 from vtc.weights.codec.linear import CompressedEmbedding, CompressedLinear
 from vtc.weights.formats import register
 from vtc.weights.structure.sharing import BorrowedLinear, OutputNorm, normalise
 from vtc.weights.structure.sites import recount
 
 METHOD, VERSION = "vtc", 1
+LOCK = "these weights are compressed by vtc; load the folder with vtc.load(folder), or import vtc.weights first"
 
 
 class VTCConfig(QuantizationConfigMixin):
@@ -40,15 +43,43 @@ class VTCConfig(QuantizationConfigMixin):
         version: int = VERSION,
         **other: Any,
     ):
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise CheckpointError(
-                f"this model was compressed in format {version!r} and this vtc reads {VERSION}; use the vtc it names"
+                f"this model is compressed in format {str(version)[:80]} and this vtc reads {VERSION}; use another one"
             )
         unknown = sorted(set(other) - {"quant_method"})
         if unknown:
             raise CheckpointError(f"quantization_config has unknown fields {unknown}; use the vtc that wrote it")
+        for name, told in (layers or {}).items() if isinstance(layers, dict | None) else [("layers", layers)]:
+            check_written(name, told)
+        if not isinstance(manifest, dict | None):
+            raise CheckpointError(f"quantization_config: manifest is {str(manifest)[:80]!r}, no object; save again")
         self.quant_method: Any = METHOD
         self.layers, self.manifest, self.version = layers or {}, manifest or {}, version
+
+
+LONGEST = 400  # letters of a layer's name
+KINDS = {
+    "terms": list,
+    "bias": bool,
+    "embedding": bool,
+    "linear": list,
+    "borrows": str,
+    "rank": int,
+    "output_norm": int,
+}
+
+
+def check_written(name: str, told: Any) -> None:
+    """Raises ``CheckpointError`` for a description of a layer with other keys or kinds of values than ``written``
+    gives."""
+    if len(name) > LONGEST or not isinstance(told, dict) or not set(told) <= set(KINDS) or "terms" not in told:
+        raise CheckpointError(f"{name[:LONGEST]} is described by {str(told)[:120]}, not by terms; save the model again")
+    for key, value in told.items():
+        if type(value) is not KINDS[key]:
+            raise CheckpointError(f"{name}: {key} is {str(value)[:80]!r}, no {KINDS[key].__name__}; save again")
+    if not (told.get("embedding") or {"bias", "borrows", "output_norm"} & set(told)):
+        raise CheckpointError(f"{name} does not say whether it has a bias; save the model again")
 
 
 class VTCQuantizer(HfQuantizer):
@@ -57,8 +88,19 @@ class VTCQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: VTCConfig
 
+    def update_tp_plan(self, config: Any) -> Any:
+        """Here transformers shows a quantizer the config, and from 5.20 on in ``update_attn_implementation``."""
+        unlock(config)
+        return config
+
+    update_attn_implementation = update_tp_plan
+
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         install(model, self.quantization_config.layers)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        check_shapes(model)
+        lock(model.config)
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         return True
@@ -106,6 +148,24 @@ def install(model: nn.Module, layers: dict[str, Any]) -> None:
             normalise(model.get_submodule(where), norm)
 
 
+def check_shapes(model: nn.Module) -> None:
+    """Raises ``CheckpointError`` where a tensor that was read has another shape than its term: older transformers
+    compare none of a quantized model's."""
+    for name, module in model.named_modules():
+        terms = module.each() if isinstance(module, CompressedLinear) else []
+        for n, term in terms:
+            for key, (shape, _) in term.shapes(module.out_features, module.in_features, torch.float32).items():
+                found = tuple(module.tensors(n)[key].shape)
+                if found != shape:
+                    raise CheckpointError(f"{name}: {key} of {term} has the shape {found}, not {shape}; save again")
+        if isinstance(module, CompressedEmbedding):
+            for key, (shape, _) in module.term.shapes(
+                module.num_embeddings, module.embedding_dim, torch.float32
+            ).items():
+                if tuple(module.get_buffer(key).shape) != shape:
+                    raise CheckpointError(f"{name}: {key} of {module.term} has another shape than {shape}; save again")
+
+
 def borrowed(name: str, written: dict[str, Any], found: nn.Module, model: nn.Module, names: Any) -> BorrowedLinear:
     """The layer that takes its weight from the one that ``written`` names. Raises ``CheckpointError``."""
     rank: Any = written.get("rank")
@@ -147,7 +207,10 @@ def empty(name: str, written: dict[str, Any], found: nn.Module) -> nn.Module:
         found = resized(name, written, found)
         if not written["terms"]:
             return found
-    return kind.read(written, found)
+    try:
+        return kind.read(written, found)
+    except VTCError as error:
+        raise CheckpointError(f"{name}: {error}") from error
 
 
 def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
@@ -160,7 +223,7 @@ def resized(name: str, written: dict[str, Any], found: Any) -> nn.Linear:
             f"{found.out_features}]; save the model again"
         )
     inputs, outputs = size
-    return nn.Linear(inputs, outputs, bias=bool(written["bias"]), dtype=dtype, device="meta")
+    return nn.Linear(inputs, outputs, bias=bool(written.get("bias")), dtype=dtype, device="meta")
 
 
 def check_described(model: Any, format: str) -> None:
@@ -195,6 +258,7 @@ def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
     register_with_transformers()
     config = VTCConfig(layers, manifest)
     model.config.quantization_config = config
+    lock(model.config)
     model.hf_quantizer = VTCQuantizer(config, pre_quantized=True)
     model.is_quantized = True
     model.quantization_method = METHOD
@@ -202,7 +266,30 @@ def mark(model: Any, layers: dict[str, Any], manifest: dict[str, Any]) -> None:
 
 def unmark(model: Any) -> None:
     """Undo ``mark``."""
+    unlock(model.config)
     model.hf_quantizer.remove_quantization_config(model)
+
+
+def lock(config: Any) -> None:
+    """Let transformers refuse what is saved with ``config`` where the format is not registered."""
+    for part in parts_of(config):
+        part.fusion_config = {**(getattr(part, "fusion_config", None) or {}), LOCK: True}
+
+
+def unlock(config: Any) -> None:
+    """Undo ``lock``."""
+    for part in parts_of(config):
+        others = {name: on for name, on in (getattr(part, "fusion_config", None) or {}).items() if name != LOCK}
+        if others:
+            part.fusion_config = others
+        elif hasattr(part, "fusion_config"):
+            del part.fusion_config
+
+
+def parts_of(config: Any) -> list[Any]:
+    """A config and those inside: transformers loads a language model of a folder by its own."""
+    inside = [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    return [config, *(deeper for part in inside for deeper in parts_of(part))]
 
 
 def config_of(model: Any) -> VTCConfig | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import CheckpointError
+from vtc.files.strict import read_json
 from vtc.weights.lossless.index import HASH
-from vtc.weights.lossless.tensorfile import is_size, read_json
+from vtc.weights.lossless.tensorfile import is_size
 
 MANIFEST = "vtc_manifest.json"
 SCHEMA = 1
@@ -87,11 +88,9 @@ class Manifest:
         """The manifest in ``folder``. Raises ``CheckpointError`` for anything that ``write`` would not have written."""
         path = Path(folder) / MANIFEST
         try:
-            fields = read_json(path.read_bytes(), str(path))
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error.strerror}); was this folder compressed by vtc?"
-            ) from error
+            fields = read_json(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} is missing; was this folder compressed by vtc?") from None
         schema = fields.pop("schema", None)
         if schema != SCHEMA:
             raise CheckpointError(

@@ -86,10 +86,9 @@ class Approximate:
         total = None
         for written in terms:
             fields = dict(written)
-            if fields.get("bits", 0) not in range(17):
-                raise CheckpointError(f"a term of {str(fields['bits'])[:80]} bits; at most 16 are known")
             prefix = f"{place.name.removesuffix('.weight')}.{fields.pop('prefix', '')}"
             term = read_term(fields)
+            term.check(out, width)
             tensors = self._tensors(term, prefix, out, width)
             if tensors is None:
                 return None
@@ -133,7 +132,7 @@ def _layers(folder: Path) -> dict[str, Terms]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is damaged") from error
     quantization = config.get("quantization_config") if isinstance(config, dict) else None
     if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:

@@ -7,7 +7,6 @@ tensors. Nothing is published before it is whole: what is written has another na
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -21,16 +20,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vtc.errors import CheckpointError
-from vtc.files.sync import sync, sync_all
+from vtc.files.atomic import FULL
+from vtc.files.folders import cannot_write, refusals, safe_path
+from vtc.files.sync import WINDOWS, sync, sync_all
 from vtc.weights.lossless.differences import decode_beside, encode_beside
-from vtc.weights.lossless.index import File, Index, Part, safe_path
+from vtc.weights.lossless.index import File, Index, Part
 from vtc.weights.lossless.planes import Bytes, chunks, decode, encode
 from vtc.weights.lossless.tensorfile import Place, read_head
 
 MAGIC = b"VTCZ\x01\r\n\x1a"  # as in PNG: line ends and Ctrl-Z show a transfer that altered them
 PREFIX = struct.Struct("<8sQQ32s")
 LONGEST = 100_000_000  # bytes of an index
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Terms = tuple[Any, ...]
 Guess = Callable[[Place], tuple[Terms, Bytes] | None]  # what a tensor is about: terms, and the bytes they make
@@ -129,10 +129,10 @@ def extract(
     index, _ = read_index(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} holds something already; give a folder that is empty or not there")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
+    above = next(each for each in folder.resolve().parents if each.is_dir())
+    free = shutil.disk_usage(above).free
     if index.raw > free:
-        raise CheckpointError(f"{path} holds {index.raw} bytes and {folder.parent} has room for {free}; make room")
+        raise CheckpointError(f"{path} holds {index.raw} bytes and {above} has room for {free}; make room")
     with published(folder, is_folder=True) as temporary, path.open("rb") as stream:
         stream.seek(PREFIX.size)
         for file in index.files:
@@ -148,30 +148,33 @@ def published(path: Path, is_folder: bool = False) -> Iterator[Path]:
 
     A process that is killed leaves it behind, hidden, and ``path`` as it was. A full disk is a ``CheckpointError``.
     """
-    temporary: Path | None = None
-    try:
+    with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        hidden = f".{path.name[:100]}.tmp-"
         if is_folder:
-            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:100]}.tmp-"))
+            temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=hidden))
         else:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.tmp-")
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=hidden)
             os.close(handle)
             temporary = Path(name)
-        yield temporary
-        temporary.chmod(0o755 if is_folder else 0o644)
-        sync_all(temporary)
-        if is_folder and path.is_dir():
-            path.rmdir()  # it is empty, and Windows renames no folder onto another
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise CheckpointError(f"{path} cannot be written ({error.strerror}); make room and try again") from None
+    try:
+        try:
+            yield temporary
+        except OSError as error:
+            if error.errno not in FULL and not str(error.filename).startswith(str(temporary)):
+                raise  # of what is read
+            raise cannot_write(path, error) from error
+        with refusals(path):
+            temporary.chmod(0o755 if is_folder else 0o644)
+            sync_all(temporary)
+            if WINDOWS and path.is_dir():
+                path.rmdir()  # it is empty, and Windows renames no folder onto another
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
-        if temporary is not None and temporary.is_dir():
-            shutil.rmtree(temporary)
-        elif temporary is not None:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
             temporary.unlink(missing_ok=True)
 
 

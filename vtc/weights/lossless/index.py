@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from vtc.errors import CheckpointError
+from vtc.files.folders import safe_path
+from vtc.files.strict import parse_json
 from vtc.weights.lossless.planes import least_stored
-from vtc.weights.lossless.tensorfile import is_size, read_json, tensor_bytes
+from vtc.weights.lossless.tensorfile import is_size, tensor_bytes
 
 SCHEMA = 1
 HASH = re.compile("[0-9a-f]{64}")
@@ -107,7 +108,7 @@ class Index:
     @classmethod
     def read(cls, text: bytes, where: str) -> Index:
         """What ``written`` wrote. Raises ``CheckpointError`` for anything that it would not have written."""
-        fields = read_json(text, where)
+        fields = parse_json(text, where)
         schema = fields.pop("schema", None)
         if schema != SCHEMA:
             raise CheckpointError(
@@ -126,21 +127,6 @@ class Index:
         if any(part.beside is not None for part in index.parts) != (index.beside is not None):
             raise CheckpointError(f"{where}: the approximation that parts are stored beside is not named, or needless")
         return index
-
-
-def safe_path(path: Any, where: str) -> str:
-    """A relative path with / between at most 32 names, none empty, . or .. Raises ``CheckpointError``."""
-    path = path if isinstance(path, str) else ""
-    names = path.split("/")
-    try:
-        long = len(names) > 32 or len(path) > 1000 or any(len(os.fsencode(name)) > 255 for name in names)
-    except UnicodeEncodeError:
-        long = True
-    if long or any(name in ("", ".", "..") or set(name) & set("\\:\0") for name in names):
-        raise CheckpointError(
-            f"{where}: {str(path)[:200]!r} is no path inside the folder; the archive is not to be trusted"
-        )
-    return path
 
 
 def _apart(paths: list[str], where: str) -> None:

@@ -5,13 +5,13 @@ Format: https://github.com/huggingface/safetensors (8 bytes of length, that much
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import CheckpointError
+from vtc.files.strict import parse_json
 from vtc.weights.lossless.planes import BITS
 
 LONGEST = 100_000_000  # bytes of a head; the library's own bound
@@ -45,7 +45,7 @@ def read_head(path: Path) -> tuple[bytes, list[Place]]:
 
 def parse_head(head: bytes, where: str) -> list[Place]:
     """The tensors that a head describes, in the order of their bytes. Raises ``CheckpointError``."""
-    described = read_json(head[8:], where)
+    described = parse_json(head[8:], where)
     described.pop(METADATA, None)
     rows = []
     for name, entry in described.items():
@@ -81,21 +81,3 @@ def tensor_bytes(dtype: Any, shape: Any, where: str) -> int:
 
 def is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
-
-
-def read_json(text: bytes, where: str) -> dict[str, Any]:
-    """An object of JSON; no name twice. Raises ``CheckpointError``."""
-    try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} cannot be read as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{where} holds a {type(found).__name__}, not an object")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return found

@@ -55,8 +55,8 @@ def first_words(model: PreTrainedModel, processor: ProcessorMixin, items: list[S
 
 def _generated(folder: Path) -> Callable[[list[Sample]], list[str]]:
     """Answers as a user gets them: processor, generate, decode."""
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
 
     @torch.no_grad()
     def answer(items: list[Sample]) -> list[str]:
@@ -115,8 +115,10 @@ class RandomCut:
 @torch.no_grad()
 def measure_cuts(folder: Path, layer: int, count: int, shares: tuple[float, ...] = (0.06, 0.25)) -> None:
     """Prints what random cuts after a decoder layer cost: later layers matter where they cost much."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    processor, items = AutoProcessor.from_pretrained(folder), list(samples("test", count))
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
+    ).eval()
+    processor, items = AutoProcessor.from_pretrained(folder, trust_remote_code=False), list(samples("test", count))
     _print("NO CUT", items, accuracy(model, processor, items))
     for share in shares:
         keep, answers = round(share * TOKENS), []

@@ -159,9 +159,11 @@ def _choose(easy: int, count: int, share: float, rng: np.random.Generator) -> np
 
 def _evaluate(out: Path, spent: float, count: int) -> None:
     """Accuracy of the exported folder on the dev seeds, by type, each question asked alone."""
-    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32, trust_remote_code=False).eval()
     with autocast():
-        right = accuracy(model, AutoProcessor.from_pretrained(out), list(samples("dev", count)))
+        right = accuracy(
+            model, AutoProcessor.from_pretrained(out, trust_remote_code=False), list(samples("dev", count))
+        )
     print(f"EVAL dev {spent:.0f}s n {count} " + " ".join(f"{n} {v:.3f}" for n, v in right.items()))
 
 

@@ -1,0 +1,45 @@
+"""Texts that no file of vtc holds: each reader of ours refuses each, with the file's name. Add a row to try another."""
+
+DEEP = 500
+TEXTS = {
+    "nothing": b"",
+    "a word": b"spam",
+    "a number": b"3",
+    "null": b"null",
+    "a list": b"[]",
+    "cut off": b'{"a": [1, 2',
+    "more after it": b'{"a": 1} {"a": 1}',
+    "a name twice": b'{"schema_version": 1, "schema_version": 2}',
+    "a name twice inside": b'{"a": {"b": 1, "b": 1}}',
+    "nested lists": b'{"a": ' + b"[" * DEEP + b"]" * DEEP + b"}",
+    "nested objects": b'{"a": ' * DEEP + b"1" + b"}" * DEEP,
+    "nested beyond any stack": b"[" * 100_000,
+    "not a number": b'{"a": NaN}',
+    "infinity": b'{"a": -Infinity}',
+    "a number beyond floats": b'{"a": 1e999}',
+    "more digits than Python reads": b'{"a": ' + b"9" * 5000 + b"}",
+    "latin-1": '{"a": "é"}'.encode("latin-1"),
+    "utf-16": '{"a": 1}'.encode("utf-16"),
+    "a byte order mark": b'\xef\xbb\xbf{"a": 1}',
+    "half a surrogate pair": b'{"a": "\\ud800"}',
+    "zero bytes": bytes(1000),
+}
+PAIRS = [("abcdefghijk"[n], "abcdefghijk"[n + 1]) for n in range(10)]
+YAML = {
+    "a billion laughs": "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in PAIRS),
+    "merge keys that multiply": "a: &a {x: 1}\nb: {<<: [*a, *a]}\n",
+    "a list inside itself": "a: &a [*a]\n",
+    "a name twice": "passes: [rtn]\npasses: [gptq]\n",
+    "a name twice, otherwise written": 'passes: [rtn]\n"passes": [gptq]\n',
+    "a Python object": "passes: !!python/object/apply:os.system [true]\n",
+    "a date": "passes: 2020-01-01\n",
+    "bytes": "passes: !!binary aGVsbG8=\n",
+    "a set": "passes: !!set {a, b}\n",
+    "not a number": "passes: [{pass: rtn, bits: .nan}]\n",
+    "infinity": "passes: [{pass: rtn, bits: -.inf}]\n",
+    "a name that is a number": "1: [rtn]\n",
+    "a name that is a list": "? [a]\n: 1\n",
+    "nested": "[" * 500 + "]" * 500,
+    "two documents": "passes: [rtn]\n---\npasses: [gptq]\n",
+    "a tab": "passes:\n\t- rtn\n",
+}
