@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tests.eval.tiny import picture, tiny_llava, tiny_processor
@@ -397,3 +398,49 @@ def test_sensitivity_asks_any_benchmark(saved, tmp_path):
     assert found["settings"]["benchmark"]["name"] == "pope" and found["settings"]["benchmark"]["split"] == "test"
     neither = call("sensitivity", "--model", saved, "--output", tmp_path / "none")
     assert neither.exit_code == 1 and "either --data questions.jsonl or --benchmarks" in neither.output
+
+
+@pytest.mark.parametrize("command", ["compress", "calibrate"])
+def test_own_questions_calibrate_too(command, saved, data):
+    more = ["--recipe", "int4", "--output", data.parent / "small"] if command == "compress" else ["--budget", "50%"]
+    result = call(command, saved, "--data", data, "--examples", 2, *more)
+    assert result.exit_code == 0, result.output
+    assert "int4" in result.output or "bytes of weights" in result.output or "adaptive" in result.output
+
+
+# What cannot go on, by command: the arguments after MODEL. Whatever the error advises must be an option there.
+REFUSED = [
+    ("compress", ["--output", "OUT"], "--data questions.jsonl"),
+    ("compress", ["--output", "OUT", "--calibration", "scenes:dev", "--data", "DATA"], "either"),
+    ("compress", ["--output", "OUT", "--data", "BAD"], "line|row|2"),
+    ("compress", ["--output", "OUT", "--data", "missing.jsonl"], "missing.jsonl"),
+    ("compress", ["--output", "OUT", "--calibration", "scenes:nope"], "nope"),
+    ("calibrate", [], "--data questions.jsonl"),
+    ("calibrate", ["--data", "BAD"], "cannot be used"),
+    ("show", ["--image", "nowhere.png", "--question", "?"], "nowhere.png is no file; give the path"),
+    ("show", ["--image", "DATA", "--question", "?"], "picture|image"),
+    ("show", ["--image", "PICTURE", "--question", "?", "--methods", "nope"], "no method"),
+    ("eval", ["--output", "OUT", "--data", "BAD"], "--allow-errors"),
+    ("eval", ["--output", "OUT", "--data", "missing.jsonl"], "missing.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "told"), REFUSED)
+def test_an_error_advises_only_what_the_command_has(command, arguments, told, saved, data):
+    (data.parent / "bad.jsonl").write_text(data.read_text() + "\n{not json")
+    places = {
+        "OUT": data.parent / "o",
+        "DATA": data,
+        "BAD": data.parent / "bad.jsonl",
+        "PICTURE": data.parent / "0.png",
+    }
+    result = call(command, saved, *(places.get(a, a) for a in arguments))
+    assert result.exit_code == 1 and re.search(told, result.output), result.output
+    options = {o for p in get_command(app).commands[command].params for o in p.opts + p.secondary_opts} | {"--debug"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", result.output)) <= options
+
+
+def test_without_methods_eval_says_what_it_measures(ask):
+    bare = ask(methods="")
+    assert bare.exit_code == 0 and "only the unpatched model is measured; add --methods" in bare.stderr
+    assert "only the unpatched model" not in ask("--overwrite").stderr

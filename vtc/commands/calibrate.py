@@ -8,6 +8,8 @@ import typer
 
 from vtc.commands.common import (
     Attn,
+    Calibration,
+    Data,
     DataDir,
     Debug,
     Device,
@@ -15,7 +17,7 @@ from vtc.commands.common import (
     Model,
     Seed,
     batches,
-    benchmark,
+    calibration_set,
     one_budget,
     user_errors,
 )
@@ -24,7 +26,8 @@ from vtc.commands.common import (
 @user_errors
 def calibrate(
     model: Model,
-    calibration: Annotated[str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT; answers are not looked at.")],
+    calibration: Calibration = "",
+    data: Data = None,
     examples: Annotated[int, typer.Option(min=1, help="Prompts; a few dozen do.")] = 48,
     budget: Annotated[
         str, typer.Option("--budget", "--budgets", help="The least that matters: tokens a picture, or a share.")
@@ -40,10 +43,10 @@ def calibrate(
     r"""Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may
     rest; print them as vtc eval takes them.
 
-        vtc calibrate ./my-vlm --calibration scenes:dev
+        vtc calibrate ./my-vlm --data questions.jsonl
 
         vtc eval ./my-vlm --data questions.jsonl --budgets 3% \
-            --methods "$(vtc calibrate ./my-vlm --calibration scenes:dev)" \
+            --methods "$(vtc calibrate ./my-vlm --data questions.jsonl)" \
             --output runs/mine
 
     In Python: vtc.patch(model, vtc.calibrate(model, prompts), budget).
@@ -53,7 +56,7 @@ def calibrate(
     from vtc.patching.calibration import calibrate as run
 
     least = one_budget(budget)
-    source = benchmark(calibration, examples, data_dir, seed)
+    source = calibration_set(calibration, data, examples, data_dir, seed)
     samples = list(source.samples())
     vlm, processor = load(model, dtype, device, attn)
     typer.echo(spell(run(vlm, batches(vlm, processor, source, samples, batch_size), least)))

@@ -41,6 +41,9 @@ DType = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: a
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Attn = Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, flash_attention_2, or auto.")]
 Data = Annotated[Path | None, typer.Option(help="Your questions: .jsonl, .tsv or .parquet.")]
+Calibration = Annotated[
+    str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT to calibrate on, or --data; answers are not looked at.")
+]
 Benchmarks = Annotated[
     str, typer.Option(help="Named benchmarks, comma separated: scenes, pope, ...; see vtc benchmarks.")
 ]
@@ -124,14 +127,20 @@ def sources(data: Path | None, benchmarks: str, data_dir: Path | None, model: st
     return suite.parse(reader(data) if data else benchmarks, data_dir, data=data, **options)
 
 
-def benchmark(named: str, examples: int, data_dir: Path | None, seed: int) -> Any:
-    """The benchmark that ``NAME`` or ``NAME:SPLIT`` means; without a split its dev split, where it has one."""
+def calibration_set(named: str, data: Path | None, examples: int, data_dir: Path | None, seed: int) -> Any:
+    """What to calibrate on: the benchmark that ``NAME`` or ``NAME:SPLIT`` means, without a split its dev split where it
+    has one; or the questions of a file of your own. Its rows are read, and bad ones told, before a model is loaded."""
+    from vtc.eval.benchmarks import reader
+    from vtc.eval.benchmarks.base import check_rows
     from vtc.eval.running import suite
 
-    name, _, split = named.partition(":")
-    found = suite.parse(name, data_dir, split=split, prefer="dev", seed=seed, limit=examples)
+    if bool(data) == bool(named):
+        raise VTCError("give either --data questions.jsonl or --calibration BENCHMARK, like --calibration scenes:dev")
+    name, _, split = (reader(data), "", "") if data else named.partition(":")
+    found = suite.parse(name, data_dir, data=data, split=split, prefer="dev", seed=seed, limit=examples)
     if len(found) != 1:
         raise VTCError(f"--calibration {named!r} names {len(found)} benchmarks; give one")
+    check_rows(found[0])
     return found[0]
 
 

@@ -9,13 +9,15 @@ import typer
 
 from vtc.commands.common import (
     Attn,
+    Calibration,
+    Data,
     DataDir,
     Debug,
     Device,
     Model,
     Seed,
     batches,
-    benchmark,
+    calibration_set,
     one_budget,
     user_errors,
 )
@@ -29,9 +31,8 @@ def compress(
     recipe: Annotated[
         str, typer.Option(help="int8, int4, int3, 2:4, 2:4-int4; passes like gptq:bits=3:group=64; a YAML file.")
     ] = "int4",
-    calibration: Annotated[
-        str, typer.Option(help="BENCHMARK or BENCHMARK:SPLIT that the weights are fitted to; see vtc benchmarks.")
-    ] = "",
+    calibration: Calibration = "",
+    data: Data = None,
     examples: Annotated[int, typer.Option(min=1, help="Prompts of the calibration; a few dozen do.")] = 32,
     target: Annotated[str, typer.Option(help="The weights' size, like 2.5GB: each layer gets its own candidate.")] = "",
     target_bits: Annotated[float, typer.Option(help="The same as bits a weight on average, like 3.5.")] = 0.0,
@@ -78,7 +79,7 @@ def compress(
 
         vtc compress ./my-vlm --recipe int8 --output ./my-vlm-int8
 
-        vtc compress ./my-vlm --recipe int4 --calibration scenes:dev \
+        vtc compress ./my-vlm --recipe int4 --data questions.jsonl \
             --output ./my-vlm-int4
 
         vtc compress ./my-vlm --recipe int4 --calibration scenes:dev \
@@ -127,12 +128,13 @@ def compress(
     if target and target_bits:
         raise VTCError("give --target or --target-bits, not both")
     size, chosen = parse_size(target), Recipe.of(recipe)
-    if (chosen.needs_gram or size or target_bits) and not calibration:
+    fitted = calibration or data
+    if (chosen.needs_gram or size or target_bits) and not fitted:
         what = f"recipe {recipe}" if chosen.needs_gram else "a target"
-        raise VTCError(f"{what} is fitted to prompts; give --calibration, like --calibration scenes:dev")
+        raise VTCError(f"{what} is fitted to prompts; give --data questions.jsonl, or --calibration scenes:dev")
     patch = (cells.build(method), one_budget(budget)) if method else None
-    source = benchmark(calibration, examples, data_dir, seed) if calibration else None
-    samples = [] if source is None else list(source.samples())  # a wrong split is told before a model is loaded
+    source = calibration_set(calibration, data, examples, data_dir, seed) if fitted else None
+    samples = [] if source is None else list(source.samples())
     vlm, processor = load(model, "saved" if dtype == "auto" else dtype, device, attn)
     if patch:
         import vtc

@@ -23,7 +23,7 @@ from vtc.commands.common import (
     tell,
     user_errors,
 )
-from vtc.errors import VTCError
+from vtc.errors import DataError, VTCError
 
 
 @user_errors
@@ -120,8 +120,13 @@ def evaluate(
     specs, values = cells.parse_specs(methods), cells.parse_budgets(budgets)
     cells.plan(specs, values)  # typos are told before a model is loaded
     check_template(prompt)
+    if not specs:
+        typer.echo("no --methods: only the unpatched model is measured; add --methods divprune --budgets 64", err=True)
     for source in asked:
-        check_rows(source, allow_errors)
+        try:
+            check_rows(source, allow_errors)
+        except DataError as error:
+            raise DataError(f"{error}{'' if allow_errors else ' (--allow-errors passes over bad rows)'}") from None
     world = ranks.join()
     vlm, processor = load(model, dtype, device, attn, learned=True)
     runs = suite.evaluate_all(

@@ -108,7 +108,7 @@ def check_rows(benchmark: Benchmark, allow_errors: bool = False) -> None:
         raise DataError(f"no row of {name} can be used, first: {first}")
     if errors and not allow_errors:
         raise DataError(
-            f"{len(errors)} of {count} rows of {name} cannot be used, first: {first} (--allow-errors passes over them)"
+            f"{len(errors)} of {count} rows of {name} cannot be used, first: {first}; mend or take out these rows"
         )
     check_pictures(benchmark)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vtc.errors import DataError
 from vtc.eval import cells
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.asking.limits import check_pictures, check_texts
@@ -21,6 +22,8 @@ def run(
     model: str, image: Path, question: str, methods: str, budgets: str, output: Path, dtype: str, device: str, attn: str
 ) -> list[str]:
     """Write the overlay; the lines to print."""
+    if not image.is_file():
+        raise DataError(f"{image} is no file; give the path of a picture")
     picture = load_image(image.name, image.parent)
     chosen = cells.plan(cells.parse_specs(methods), cells.parse_budgets(budgets))[1:]
     vlm, processor = load(model, dtype, device, attn, learned=True)
