@@ -53,7 +53,7 @@ def test_fitted_to_a_benchmark_under_a_token_method(plain, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "int4"], "give --calibration"),
+        (["--recipe", "int4"], "--calibration scenes:dev"),
         (["--recipe", "int5"], "int5"),
         (["--recipe", "int8", "--format", "awq"], "there are: compressed-tensors, vtc"),
         (["--recipe", "int8", "--method", "divprune"], "--method and --budget together"),
@@ -144,7 +144,7 @@ def test_a_target_is_for_the_layers_of_the_recipe(plain, tmp_path, parts, monkey
         (["--target-bits", 6, "--recipe", "neurons:share=0.5|rtn", *TARGETED], "prune first"),
         (["--target", "2.5XB", *TARGETED], "2.5GB"),
         (["--target", "1KB", "--target-bits", 3, *TARGETED], "not both"),
-        (["--target-bits", 3], "give --calibration"),
+        (["--target-bits", 3], "--calibration scenes:dev"),
         (["--target-bits", 0.5, *TARGETED, *CANDIDATES], "from"),
         (["--target-bits", 6, "--calibration", "scenes:dev", "--examples", 1], "more --examples"),
     ],
