@@ -9,6 +9,7 @@ from rich.text import Text
 
 from vtc.eval import benchmarks
 from vtc.methods import registry
+from vtc.methods._spelling import spell
 from vtc.methods.base import Method
 from vtc.signals.base import TowerHook
 from vtc.signals.tower_groups import TowerGroups
@@ -71,6 +72,8 @@ def papers() -> Table:
 
 
 def short(value: object) -> str:
+    if isinstance(value, tuple) and value and all(isinstance(one, Method) for one in value):
+        return "/".join(spell(one) for one in value)
     return f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
