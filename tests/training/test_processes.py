@@ -53,6 +53,8 @@ def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, train):
     (tmp_path / "two" / "checkpoint-4" / "rng_state_1.pth").unlink()  # as if the second process had been killed
     run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)
     assert losses(tmp_path / "two") == two
+    run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)  # finished: no step more
+    assert losses(tmp_path / "two") == two and not (tmp_path / "two" / "checkpoint-5").exists()
 
 
 @pytest.mark.parametrize("method", ["bipartite", "perceiver"])

@@ -38,7 +38,7 @@ from vtc.training.factors import thaw
 from vtc.training.parameters import choose, essential, sensitivities
 from vtc.training.settings import Settings
 from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
-from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
+from vtc.training.trainer import TRAINED, FineTuner, end_with, last_checkpoint, steps_of
 
 PROBED = 32  # conversations of the sensitivity pass, one at a time: the same for any batch and number of processes
 OURS = (
@@ -72,11 +72,14 @@ def run(
         data, teacher = taught(settings, output, args, processor, data)
         check_pictures(settings, data)
         layers = chosen_layers(settings, output, args, model, data, collate)
-        model = choose(model, settings.train, settings.rank, layers)
-        trainer = fit(model, data, collate, args, settings, teacher, last_checkpoint(output, args.world_size))
-        trainer.save_model(str(output))
+        checkpoint = last_checkpoint(output, args.world_size)
+        if checkpoint is None or steps_of(checkpoint) < settings.steps:
+            model = choose(model, settings.train, settings.rank, layers)
+            fit(model, data, collate, args, settings, teacher, checkpoint).save_model(str(output))
+        elif args.process_index == 0:  # the trainer would train a step beyond the last
+            end_with(checkpoint, output)
         if args.process_index == 0:
-            finish(settings, output, processor, trainer)
+            finish(settings, output, processor)
     finally:
         if held is not None:
             held.release()
@@ -264,7 +267,7 @@ def fit(
     return trainer
 
 
-def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner) -> None:
+def finish(settings: Settings, output: Path, processor: Any) -> None:
     """Save the result as a folder that ``vtc.load`` or ``from_pretrained`` reads. What learned is put into a model
     loaded anew, so that no wrapper of a process group is in the way."""
     from safetensors.torch import load_file
