@@ -1,4 +1,4 @@
-"""One training from settings to a saved model: what ``scripts/finetune.py`` and ``scripts/heal.py`` do."""
+"""One training from settings to a saved model: what ``vtc finetune`` and ``vtc heal`` do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import vtc
 from vtc.checkpoint.config import CONFIG
 from vtc.checkpoint.save_load import compression_of
 from vtc.errors import CheckpointError, DataError, VTCError
+from vtc.eval.asking.load import folder_of as folder_of_model
 from vtc.eval.asking.load import load as load_plain
 from vtc.eval.asking.load import pick_device
 from vtc.eval.cells import parse_budgets
@@ -148,8 +149,8 @@ def begin(
 ) -> FileLock | None:
     """The first process locks the folder and compares its settings with the run that it holds."""
     config = dataclasses.asdict(settings) | {"data": data.name, "processes": args.world_size, "weights": ""}
-    if Path(settings.model).is_dir():
-        config["weights"] = weights_sha256(settings.model)
+    if (folder := Path(folder_of_model(settings.model))).is_dir():
+        config["weights"] = weights_sha256(folder)
     held = None
     with args.main_process_first(local=False):
         if args.process_index == 0:
