@@ -5,7 +5,7 @@
 
 One elastic model: each step draws its budget. One question a row, so that methods that choose by the question see the
 one that they answer; the frozen tower's features are kept. Everything runs through ``vtc.patch``, as a user's own
-training does. Stopped, the same command with --resume goes on. For other models: scripts/finetune.py.
+training does. Stopped, the same command with --resume goes on. For other models: vtc finetune.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from vtc.commands.export import export
 from vtc.commands.methods import list_methods
 from vtc.commands.sensitivity import sensitivity
 from vtc.commands.show import show
+from vtc.commands.training import finetune, heal
 from vtc.version import __version__
 
 app = typer.Typer(
@@ -58,6 +59,8 @@ def root(
 
     * `vtc compress --help`: smaller weights
 
+    * `vtc finetune --help`: a model that learns to live with fewer tokens
+
     * `vtc doctor`: when something is off
     """
 
@@ -70,6 +73,8 @@ app.command(cls=TakesModel)(show)
 app.command(cls=TakesModel)(sensitivity)
 app.command(cls=TakesModel)(calibrate)
 app.command(cls=TakesModel)(compress)
+app.command(cls=TakesModel)(finetune)
+app.command(cls=TakesModel)(heal)
 app.command()(export)
 app.command()(archive)
 app.command()(unarchive)

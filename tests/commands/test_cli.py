@@ -71,14 +71,17 @@ def test_module_and_command_are_one():
 
 
 @pytest.mark.parametrize(
-    "command", ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "calibrate", "doctor"]
+    "command",
+    ["eval", "demo", "methods", "benchmarks", "show", "sensitivity", "calibrate", "finetune", "heal", "doctor"],
 )
 def test_every_command_explains_itself(command):
     result = call(command, "--help")
     assert result.exit_code == 0 and len(result.output) > 200
 
 
-@pytest.mark.parametrize("command", ["eval", "show", "sensitivity", "calibrate", "compress", "export"])
+@pytest.mark.parametrize(
+    "command", ["eval", "show", "sensitivity", "calibrate", "compress", "finetune", "heal", "export"]
+)
 def test_examples_fit_a_terminal_of_80_columns(command):
     """A command that is wrapped by the help cannot be copied."""
     from vtc.cli import app

@@ -27,7 +27,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     }),
     (("scripts/check_kernels.py", "--amd"), {"--arch": "80", "--only": "merge_gradient"}),
     (("scripts/check_kernels.py",), {"--small": "", "--arch": "80", "--only": "merge_gradient"}),
-    (("scripts/finetune.py", "--steps"), {"--steps": "2", "--batch": "2"}),
+    (("vtc", "finetune"), {"--steps": "2", "--batch": "2"}),
     (("scripts/measure_spend.py",), {"--budgets": "12", "--limit": "9", "--calibration": "9"}),
     (("scripts/measure_second_turn.py",), {"--pairs": "1"}),
     # A budget of minutes is spent after a step or none: nothing here depends on how many there were.

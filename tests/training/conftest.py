@@ -29,15 +29,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def train(folder, tmp_path):
-    """``train(name="run", save_every=2, **settings)``: the folder of the run."""
+    """``train(name="run", save_every=2, log_every=1, **settings)``: the folder of the run."""
     pytest.importorskip("accelerate")
     from vtc.training.run import run
     from vtc.training.settings import Settings
 
-    def train(name="run", save_every=2, **changes):
+    def train(name="run", save_every=2, log_every=1, **changes):
         usual = {"model": str(folder / "model"), "data": str(folder / "data.jsonl"), "method": "divprune+share"}
         usual |= {"budget": 4, "steps": 6, "batch": 2, "rate": 3e-3}
-        run(Settings(**{**usual, **changes}), tmp_path / name, save_every, 1)
+        run(Settings(**{**usual, **changes}), tmp_path / name, save_every, log_every)
         return tmp_path / name
 
     return train
@@ -53,3 +53,20 @@ def losses():
         ]
 
     return read
+
+
+@pytest.fixture
+def trained_models(monkeypatch):
+    """The models that trainings of this test end with."""
+    pytest.importorskip("accelerate")
+    from vtc.training.trainer import FineTuner
+
+    seen, train = [], FineTuner.train
+
+    def remember(self, *args, **kwargs):
+        out = train(self, *args, **kwargs)
+        seen.append(self.model)
+        return out
+
+    monkeypatch.setattr(FineTuner, "train", remember)
+    return seen

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = str(ROOT / "scripts" / "finetune.py")
+FINETUNE = ("-m", "vtc.cli", "finetune")
 pytest.importorskip("accelerate")
 pytestmark = pytest.mark.slow
 
@@ -29,8 +29,7 @@ def run(*command: str, processes: int = 1) -> str:
 @pytest.mark.parametrize("train", ["projector", "all", "layers:auto"])
 def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, train):
     usual = [
-        SCRIPT,
-        "--model",
+        *FINETUNE,
         str(folder / "model"),
         "--data",
         str(folder / "data.jsonl"),
@@ -53,6 +52,8 @@ def test_two_processes_give_the_losses_of_one(folder, tmp_path, losses, train):
     (tmp_path / "two" / "checkpoint-4" / "rng_state_1.pth").unlink()  # as if the second process had been killed
     run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)
     assert losses(tmp_path / "two") == two
+    run(*usual, "--batch", "2", "--output", str(tmp_path / "two"), processes=2)  # finished: no step more
+    assert losses(tmp_path / "two") == two and not (tmp_path / "two" / "checkpoint-5").exists()
 
 
 @pytest.mark.parametrize("method", ["bipartite", "perceiver"])
@@ -67,7 +68,7 @@ def test_sharded_processes_give_the_losses_of_one(method):
 
 def test_the_result_answers_alike_in_a_fresh_process(folder, tmp_path):
     usual = ["--model", str(folder / "model"), "--data", str(folder / "data.jsonl"), "--budget", "4", "--steps", "4"]
-    run(SCRIPT, *usual, "--method", "divprune+share", "--rate", "0.003", "--output", str(tmp_path / "run"))
+    run(*FINETUNE, *usual, "--method", "divprune+share", "--rate", "0.003", "--output", str(tmp_path / "run"))
     code = (
         "import sys, vtc, torch; from tests.training.test_run import answers\n"
         "print(answers(vtc.load(sys.argv[1])).double().sum().item())"
@@ -82,7 +83,7 @@ def test_the_result_answers_alike_in_a_fresh_process(folder, tmp_path):
 
 def test_sharding_that_would_not_happen_is_refused(folder, tmp_path):
     """accelerate ignores ACCELERATE_USE_FSDP on CPUs without a word."""
-    command = [sys.executable, SCRIPT, "--model", str(folder / "model"), "--data", str(folder / "data.jsonl")]
+    command = [sys.executable, *FINETUNE, "--model", str(folder / "model"), "--data", str(folder / "data.jsonl")]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": "true"}
     out = subprocess.run(
         [*command, "--steps", "1", "--output", str(tmp_path / "run")], capture_output=True, text=True, env=env

@@ -27,20 +27,6 @@ def answers(model):
     return model.eval()(**{k: v for k, v in batch.items() if k not in ("labels", "sample_ids")}).logits
 
 
-@pytest.fixture
-def trained_models(monkeypatch):
-    """The models that trainings of this test end with."""
-    seen, train = [], FineTuner.train
-
-    def remember(self, *args, **kwargs):
-        out = train(self, *args, **kwargs)
-        seen.append(self.model)
-        return out
-
-    monkeypatch.setattr(FineTuner, "train", remember)
-    return seen
-
-
 @pytest.mark.parametrize(("kind", "method"), [("projector", "divprune+share"), ("compressor", "perceiver:latents=8")])
 def test_the_result_loads_with_the_answers_of_the_trained_model(kind, method, train, losses, trained_models, folder):
     run = train(train=kind, method=method, steps=12, rate=1e-2, save_every=12)

@@ -95,7 +95,7 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **options)
         except KeyboardInterrupt:
-            typer.echo(f"\nstopped; nothing is lost. To go on: {resume_command()}", err=True)
+            typer.echo(f"\nstopped; what was finished is kept. To go on: {resume_command()}", err=True)
             raise typer.Exit(130) from None
         except (ValueError, OSError) as error:
             if options.get("debug"):

@@ -10,8 +10,9 @@ from vtc.files.atomic import finite, write_atomic
 
 
 def lines(history: list[dict[str, Any]]) -> str:
-    """What the trainer logged, one JSON object a line."""
-    return "".join(json.dumps(finite(entry)) + "\n" for entry in history)
+    """The losses that the trainer logged, a JSON object a line with sorted keys: the same for a training that was
+    stopped. What it says at its end, seconds and means since it started, is of the process and not of the training."""
+    return "".join(json.dumps(finite(entry), sort_keys=True) + "\n" for entry in history if "loss" in entry)
 
 
 def losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""One training from settings to a saved model: what ``scripts/finetune.py`` and ``scripts/heal.py`` do."""
+"""One training from settings to a saved model: what ``vtc finetune`` and ``vtc heal`` do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import vtc
 from vtc.checkpoint.config import CONFIG
 from vtc.checkpoint.save_load import compression_of
 from vtc.errors import CheckpointError, DataError, VTCError
+from vtc.eval.asking.load import folder_of as folder_of_model
 from vtc.eval.asking.load import load as load_plain
 from vtc.eval.asking.load import pick_device
 from vtc.eval.cells import parse_budgets
@@ -38,7 +39,7 @@ from vtc.training.factors import thaw
 from vtc.training.parameters import choose, essential, sensitivities
 from vtc.training.settings import Settings
 from vtc.training.teachers import Other, Own, Teacher, answers, check_alike
-from vtc.training.trainer import TRAINED, FineTuner, last_checkpoint
+from vtc.training.trainer import TRAINED, FineTuner, end_with, last_checkpoint, steps_of
 
 PROBED = 32  # conversations of the sensitivity pass, one at a time: the same for any batch and number of processes
 OURS = (
@@ -72,11 +73,14 @@ def run(
         data, teacher = taught(settings, output, args, processor, data)
         check_pictures(settings, data)
         layers = chosen_layers(settings, output, args, model, data, collate)
-        model = choose(model, settings.train, settings.rank, layers)
-        trainer = fit(model, data, collate, args, settings, teacher, last_checkpoint(output, args.world_size))
-        trainer.save_model(str(output))
+        checkpoint = last_checkpoint(output, args.world_size)
+        if checkpoint is None or steps_of(checkpoint) < settings.steps:
+            model = choose(model, settings.train, settings.rank, layers)
+            fit(model, data, collate, args, settings, teacher, checkpoint).save_model(str(output))
+        elif args.process_index == 0:  # the trainer would train a step beyond the last
+            end_with(checkpoint, output)
         if args.process_index == 0:
-            finish(settings, output, processor, trainer)
+            finish(settings, output, processor)
     finally:
         if held is not None:
             held.release()
@@ -145,8 +149,8 @@ def begin(
 ) -> FileLock | None:
     """The first process locks the folder and compares its settings with the run that it holds."""
     config = dataclasses.asdict(settings) | {"data": data.name, "processes": args.world_size, "weights": ""}
-    if Path(settings.model).is_dir():
-        config["weights"] = weights_sha256(settings.model)
+    if (folder := Path(folder_of_model(settings.model))).is_dir():
+        config["weights"] = weights_sha256(folder)
     held = None
     with args.main_process_first(local=False):
         if args.process_index == 0:
@@ -264,7 +268,7 @@ def fit(
     return trainer
 
 
-def finish(settings: Settings, output: Path, processor: Any, trainer: FineTuner) -> None:
+def finish(settings: Settings, output: Path, processor: Any) -> None:
     """Save the result as a folder that ``vtc.load`` or ``from_pretrained`` reads. What learned is put into a model
     loaded anew, so that no wrapper of a process group is in the way."""
     from safetensors.torch import load_file

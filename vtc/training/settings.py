@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from vtc.errors import VTCError
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers of a training; a run that goes on must have the same. See ``scripts/finetune.py``."""
+    """What decides the numbers of a training; a run that goes on must have the same. Each is an option of
+    ``vtc finetune`` and ``vtc heal``, with these words as its help."""
 
-    model: str
-    train: str = "projector"
-    data: str = "scenes"
-    data_dir: str | None = None
-    samples: int = 100_000  # of the testbed
-    method: str | None = None
-    budget: int | float = 0.25
-    elastic: str | None = None  # budgets, comma separated
-    steps: int = 1000
-    batch: int = 8  # conversations a process and forward
-    accumulate: int = 1  # forwards a step
-    rate: float = 1e-4
-    warmup: float = 0.03  # share of the steps
-    rank: int = 16
-    max_length: int | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    distill: float | None = None  # temperature
-    weight: float = 0.5  # of the distillation
-    teacher: str | None = None
-    seed: int = 0
+    model: Annotated[str, "A model folder, a model id of the hub, or scenes: the built-in testbed."]
+    train: Annotated[
+        str, "What learns: projector, compressor (the method's own), lora, all, or layers:auto (by a sensitivity pass)."
+    ] = "projector"
+    data: Annotated[str, "scenes, a .jsonl file, or a data set that the library datasets loads."] = "scenes"
+    data_dir: Annotated[str | None, "The folder that pictures are in and never leave; default: the file's."] = None
+    samples: Annotated[int, "Questions of the testbed."] = 100_000
+    method: Annotated[
+        str | None, "As in vtc eval, like divprune+share or perceiver:depth=1; default: no patch, or the saved one."
+    ] = None
+    budget: Annotated[int | float, "Vision tokens a picture (12) or a share (0.0625, 25%)."] = 0.25
+    elastic: Annotated[
+        str | None, "Budgets, comma separated: each step draws one; the result is saved with --budget."
+    ] = None
+    steps: Annotated[int, "Steps of the optimizer."] = 1000
+    batch: Annotated[int, "Conversations a process and forward."] = 8
+    accumulate: Annotated[int, "Forwards a step."] = 1
+    rate: Annotated[float, "Learning rate at its highest."] = 1e-4
+    warmup: Annotated[float, "Share of the steps in which the rate grows."] = 0.03
+    rank: Annotated[int, "Of the adapters of --train lora."] = 16
+    max_length: Annotated[
+        int | None, "Most tokens of a conversation; whole turns are dropped from its end, never a picture."
+    ] = None
+    bf16: Annotated[bool, "Forwards under autocast to bfloat16; weights stay float32."] = False
+    gradient_checkpointing: Annotated[bool, "Less memory, a third more time."] = False
+    distill: Annotated[float | None, "Match the logits of the teacher at this temperature."] = None
+    weight: Annotated[float, "Of the teacher in the loss; the answers have the rest."] = 0.5
+    teacher: Annotated[
+        str | None, "Another model; without --distill its answers are learned. Default: the model itself, unpatched."
+    ] = None
+    seed: Annotated[int, "Of everything that is drawn."] = 0
 
     def __post_init__(self) -> None:
         for name in ("samples", "steps", "batch", "accumulate", "rank"):

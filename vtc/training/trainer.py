@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from vtc.errors import CheckpointError, VTCError
 from vtc.files.atomic import write_atomic, write_text
@@ -20,7 +21,7 @@ from vtc.training.losses import answer_loss, at_labels, distillation_loss
 from vtc.training.parameters import set_trained, trained
 from vtc.training.teachers import Teacher
 
-TRAINED, STATE = "trained.safetensors", "trainer_state.json"
+TRAINED, STATE, LOG = "trained.safetensors", "trainer_state.json", "log.jsonl"
 
 
 class NotFinite(VTCError):
@@ -84,13 +85,8 @@ class FineTuner(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / TRAINED
-        try:
-            set_trained(cast(nn.Module, self.model), load_file(path), str(path))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read ({error}); delete that checkpoint to go on before it"
-            ) from None
+        folder = Path(resume_from_checkpoint)
+        set_trained(cast(nn.Module, self.model), read_learned(folder), str(folder / TRAINED))
 
 
 def plain(name: str) -> str:
@@ -99,11 +95,17 @@ def plain(name: str) -> str:
 
 
 class Curves(TrainerCallback):
-    """After every log ``log.jsonl``, at the end ``loss.png``, from what the trainer remembers across a stop."""
+    """After every log ``log.jsonl``, at the end ``loss.png``, from what the trainer remembers across a stop.
+
+    Every checkpoint is a line, too: a sum of losses that was half way to its line would not outlive a stop.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            write_text(Path(str(args.output_dir)) / "log.jsonl", lines(state.log_history))
+            write_text(Path(str(args.output_dir)) / LOG, lines(state.log_history))
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -111,8 +113,38 @@ class Curves(TrainerCallback):
 
 
 def last_checkpoint(folder: Path, processes: int = 1) -> Path | None:
-    """The newest whole checkpoint: one that was cut off has no ``trainer_state.json``, which is written last, or lacks
-    the random numbers of a process."""
+    """The newest whole checkpoint: one that was cut off has no whole ``trainer_state.json``, which is written last, or
+    lacks the random numbers of a process."""
     names = [f"rng_state_{n}.pth" for n in range(processes)] if processes > 1 else ["rng_state.pth"]
-    whole = [p for p in folder.glob("checkpoint-*") if all((p / name).is_file() for name in (STATE, *names))]
+    whole = [p for p in folder.glob("checkpoint-*") if is_json(p / STATE) and all((p / n).is_file() for n in names)]
     return max(whole, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The steps that are behind it."""
+    return TrainerState.load_from_json(str(checkpoint / STATE)).global_step
+
+
+def end_with(checkpoint: Path, output: Path) -> None:
+    """What a training leaves in ``output`` whose last checkpoint holds its last step."""
+    learned, history = read_learned(checkpoint), TrainerState.load_from_json(str(checkpoint / STATE)).log_history
+    write_atomic(output / TRAINED, lambda path: save_file(learned, path))
+    write_text(output / LOG, lines(history))
+    draw(history, output / "loss.png")
+
+
+def read_learned(checkpoint: Path) -> dict[str, Tensor]:
+    """The parameters that learn, by name. Raises ``CheckpointError`` for a damaged file."""
+    path = checkpoint / TRAINED
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); delete that checkpoint to go on before it") from None
