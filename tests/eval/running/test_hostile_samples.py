@@ -58,7 +58,12 @@ def one_failed(results, row, words, cells=CELLS):
     json.loads((folder / "summary.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", ROWS)
+def each(names, every=6):
+    """One run for each, as parameters; most are slow, as ``test_all_of_them_in_one_file`` has them all."""
+    return [n if i % every == 0 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(names)]
+
+
+@pytest.mark.parametrize("name", each(ROWS))
 def test_a_row_is_an_error_line(name, go, write_rows, monkeypatch):
     row, words = ROWS[name]
     first = row if isinstance(row, bytes) else GOOD | {"id": "hostile"} | row
@@ -68,12 +73,33 @@ def test_a_row_is_an_error_line(name, go, write_rows, monkeypatch):
     assert go(file, overlays=0).summary == results.summary, "the same command goes on"
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", each(PICTURES))
 def test_a_picture_is_an_error_line(name, go, write_rows):
     make, words = PICTURES[name]
     file = write_rows([GOOD | {"id": "hostile", "image": "hostile.img"}, *good(3)])
     make(file.parent / "hostile.img")
     one_failed(go(file), 0, words)
+
+
+def test_all_of_them_in_one_file(go, write_rows):
+    """Each is its own error line; the good rows between them are answered, and the same command goes on."""
+    rows, told = [], {}
+    for n, (row, words) in enumerate(ROWS.values()):
+        told[len(rows)] = words
+        rows.append(row if isinstance(row, bytes) else GOOD | {"id": f"row{n}"} | row)
+        rows += [GOOD | {"id": f"between{n}"}] if n % 3 == 0 else []
+    for n, (_, words) in enumerate(PICTURES.values()):
+        told[len(rows)] = words
+        rows.append(GOOD | {"id": f"picture{n}", "image": f"hostile{n}.img"})
+    file = write_rows(rows)
+    for n, (make, _) in enumerate(PICTURES.values()):
+        make(file.parent / f"hostile{n}.img")
+    results = go(file)
+    for line in lines(results.folder):
+        assert ("error" in line) == (line["row"] in told), line
+        assert told.get(line["row"], "") in line.get("error", ""), line
+    assert results.summary["cells"]["unpatched"]["errors"] == len(told)
+    assert (results.folder / "table.md").exists() and go(file, overlays=0).summary == results.summary
 
 
 def refusing(vlm, monkeypatch, side):
@@ -123,7 +149,14 @@ def test_a_sample_that_fails_under_one_method_is_no_probe(go, vlm, write_rows, m
     assert asked and "good0" not in {probe.sample.id for probe in asked}
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), DataError("no padding"), MemoryError()], ids=repr)
+SLOW = pytest.mark.slow
+FAILING = [
+    RuntimeError("out of memory"),
+    *(pytest.param(e, marks=SLOW) for e in (DataError("no padding"), MemoryError())),
+]
+
+
+@pytest.mark.parametrize("error", FAILING, ids=repr)
 @pytest.mark.parametrize("place", ["cost", "timing", "overlay"])
 def test_what_cannot_be_measured_or_drawn_is_left_out_and_said(place, error, go, write_rows, monkeypatch):
     def fails(*args, **options):
