@@ -56,7 +56,7 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize("unpatched", [False, True])
+@pytest.mark.parametrize("unpatched", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("family", "method"), CASES)
 def test_the_weights_go_with_the_last_reference(family, method, unpatched):
     with no_collector():
@@ -83,7 +83,9 @@ def test_weights_that_are_held_are_noticed():
         assert all(part() is not None for part in parts)
 
 
-@pytest.mark.parametrize("way", ["patched", "set_budget", "training", "calibrated", "patched twice", "timm", "error"])
+@pytest.mark.parametrize(
+    "way", ["patched", "unpatched", "set_budget", "training", "calibrated", "patched twice", "timm", "error"]
+)
 def test_the_weights_go_however_the_patch_was_used(way):
     with no_collector():
         if way == "timm":
@@ -105,6 +107,10 @@ def use(model, way: str) -> None:
     if way == "patched":
         with vtc.patched(model, "fastv", budget=0.4):
             logits(model, prompt)
+    elif way == "unpatched":
+        vtc.patch(model, "act", budget=0.4)
+        generate(model, prompt)
+        vtc.unpatch(model)
     elif way == "set_budget":
         vtc.patch(model, "tome", budget=0.4)
         vtc.patch_of(model).set_budget(0.2)
