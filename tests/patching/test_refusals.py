@@ -278,7 +278,13 @@ def test_what_a_budget_means(budget, tokens, model_of):
 
 
 @pytest.mark.parametrize("model", [None, "./my-vlm", 7, ["llava"]])
-@pytest.mark.parametrize("verb", [vtc.patch, vtc.unpatch, vtc.patch_of, vtc.report, lambda m: vtc.save(m, "nowhere")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(vtc.patch, vtc.unpatch, vtc.patch_of, vtc.report, lambda model: vtc.save(model, "nowhere")),
+        *(vtc.compress, lambda model: vtc.calibrate(model, [{}]), lambda model: vtc.calibrate_spend(model, [{}], 0.5)),
+    ],
+)
 def test_what_is_no_model_is_told_so(verb, model):
     with pytest.raises(UnsupportedModel, match=rf"{type(model).__name__}.* is no model; load one first"):
         verb(model)

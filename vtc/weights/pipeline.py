@@ -39,14 +39,14 @@ def compress(
 
     Raises ``WeightsError`` for a recipe, a calibration or a layer that cannot be compressed.
     """
-    recipe = Recipe.of(recipe)
+    family, recipe = family_of(model), Recipe.of(recipe)
     older = hf.config_of(model)
     if older is not None and any(written["terms"] for written in older.layers.values()):
         raise WeightsError("this model is compressed already; compress the original by one recipe of all passes")
     if recipe.needs_gram and calibration is None:
         raise WeightsError(f"{recipe.every[0].name} needs calibration=: prompts with pictures, from the processor")
     try:
-        layers_of(model, family_of(model), recipe.include, recipe.skip)  # names that are wrong, before anything is done
+        layers_of(model, family, recipe.include, recipe.skip)  # names that are wrong, before anything is done
     except WeightsError as error:
         raise recipe.told(error) from error
     examples = list(calibration or [])
