@@ -89,16 +89,14 @@ class Engine:
             features["image"] = kwargs["image_hidden_states"]
         fresh = any(kwargs.get(name) is not None for name in PIXELS)
         brings = fresh or any(f is not None for f in features.values())
-        mask, length = kwargs.get("attention_mask"), given.shape[1]
-        padding = mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        batch, length = given.shape[:2]
         found: dict[str, Tensor] = {}
         if ids is None and length > 1 and not brings:
-            found = pictures_in(self.family, self.tower.runs, given, padding)
+            found = pictures_in(self.family, self.tower.runs, given, real_rows(kwargs.get("attention_mask"), length))
         if length == 1 or not (brings or found):
             # Text only, or a decode step (whose token may even look like a placeholder).
             if torch.is_grad_enabled():
-                clock = Stopwatch(False)
-                self.current = Prefill({}, None, None, length, given.shape[0], clock, grad=True, brings=False)
+                self.current = Prefill({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
             return
         check_cache(kwargs.get("past_key_values"))
         if kwargs.get("cu_seq_lens_q") is not None:
@@ -106,8 +104,8 @@ class Engine:
         if fresh:
             self.tower.runs = {}
         self.tower.adopt(features)
-        batch = given.shape[0]
         on_cpu = None if ids is None else ids.cpu()
+        padding = real_rows(kwargs.get("attention_mask"), length)
         self.current = Prefill(
             ids=found if on_cpu is None else self._placeholders(on_cpu),
             input_ids=on_cpu,
@@ -270,3 +268,8 @@ class Engine:
             with p.clock:
                 view = StageView(p, self.family, 0, *remaining_tokens(p, states), states)
                 p.at_input = {signal: signal.at_input(view) for signal in asking}
+
+
+def real_rows(mask: Any, length: int) -> Tensor | None:
+    """``[B, length]`` bool on the CPU: the rows of a forward that are no padding; None where no mask says so."""
+    return mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
