@@ -151,6 +151,14 @@ def test_words_alone_pass(family, model_of):
     assert torch.equal(logits(model, text), want)
 
 
+def test_words_of_another_precision_are_words(model_of):
+    """As autocast takes them."""
+    model = model_of("llava")
+    vtc.patch(model, "divprune", budget=0.4)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model, {"inputs_embeds": words(model, torch.tensor([zoo.words(9, seed=1)])).bfloat16()})
+
+
 def test_words_that_were_learned_are_refused_with_a_remedy(model_of):
     """Soft prompts cannot be told from a picture."""
     model = model_of("llava")

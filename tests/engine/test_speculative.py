@@ -9,6 +9,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import vtc
 from tests import zoo
 from tests.support import METHODS, REFUSED, generate, kept
+from vtc.engine.attention.masks import LazyMask
+from vtc.engine.forward import Engine
 from vtc.methods._spelling import build
 
 QUICK = ("llava", "qwen2_5_vl", "aya_vision")  # plain, M-RoPE, sliding windows
@@ -88,3 +90,22 @@ def test_drafted_tokens_change_no_answer(family, method, drafts, model_of, taken
     assert kept(model) == tokens
     if drafts == "lookup":
         assert any(taken_back), "some candidate must have been rejected, or nothing was tried"
+
+
+@pytest.mark.parametrize("options", [{}, LOOKUP], ids=["greedy", "lookup"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_layers_share_one_mask_at_every_step(family, options, model_of, monkeypatch):
+    """What a cache holds is one object for all layers: else each would build a mask of its own, at every step."""
+    model = model_of(family)
+    vtc.patch(model, "divprune", budget=0.4, share=True)
+    made, steps = [], []
+    init, begin = LazyMask.__init__, Engine.begin
+
+    def counting(self, *args, **kwargs):
+        made.append(1)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(LazyMask, "__init__", counting)
+    monkeypatch.setattr(Engine, "begin", lambda self, kwargs: (steps.append(1), begin(self, kwargs))[1])
+    generate(model, repeating(model), tokens=TOKENS, **options)
+    assert len(steps) > 2 and len(made) <= 2 * len(steps), (len(made), len(steps))

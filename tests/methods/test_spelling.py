@@ -38,6 +38,16 @@ def test_it_is_read_as_it_is_written(spec):
 
 
 @pytest.mark.parametrize(
+    ("options", "spelled"), [({"share": True}, "divprune+share"), ({"rest": (1,)}, "divprune:rest=[1]")]
+)
+def test_what_several_are_given_together_the_first_is(options, spelled):
+    method = build("divprune/fastv:layer=2", **options)
+    assert spell(method) == f"{spelled}/fastv:layer=2"
+    again = build(spell(method))
+    assert (again.share, again.rest, again.stages()) == (method.share, method.rest, method.stages())
+
+
+@pytest.mark.parametrize(
     ("spec", "kind", "word"),
     [
         ("visonzip", UnknownName, "visionzip"),

@@ -51,6 +51,8 @@ BROKEN = {  # what reduce does, and what the error says of it
     "beyond the picture": (changed(lambda r: {"anchor": r.anchor + 30}), "anchors .* of 36 tokens"),
     "slots that are not there": (changed(lambda r: {"slot": r.slot.clamp(min=99)}), "slots from 99"),
     "anchors elsewhere": (changed(lambda r: {"slot": torch.zeros_like(r.slot)}), "in slots that are not theirs"),
+    "weights that are no numbers": (changed(lambda r: {"weight": torch.full(r.slot.shape, torch.nan)}), "not finite"),
+    "a list of weights": (changed(lambda r: {"weight": [1.0]}), "weight as list"),
     "weights of another shape": (changed(lambda r: {"weight": torch.ones(2, 3)}), r"weight \[2, 3\]"),
 }
 

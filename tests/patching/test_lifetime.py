@@ -187,6 +187,40 @@ def test_a_second_thread_is_told(running, asked, model_of):
     assert torch.equal(torch.as_tensor(calls[running]()[0]), torch.as_tensor(want[0])), "and the next call runs"
 
 
+@pytest.mark.parametrize(
+    "verb", [lambda m: vtc.patch(m, "divprune", budget=0.2), vtc.unpatch], ids=["patch", "unpatch"]
+)
+def test_no_patch_is_changed_under_a_running_thread(verb, model_of):
+    model = model_of("llava")
+    prompt = zoo.prompt(model, 1)
+    vtc.patch(model, "visionzip", budget=0.4)
+    patch, want, told = vtc.patch_of(model), logits(model, prompt), []
+
+    def meanwhile(*_) -> None:
+        def other() -> None:
+            with pytest.raises(VTCError, match="another thread runs this patched model"):
+                verb(model)
+            told.append(True)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    hook = model.model.vision_tower.register_forward_hook(meanwhile)
+    assert torch.equal(logits(model, prompt), want) and told
+    hook.remove()
+    assert vtc.patch_of(model) is patch
+
+
+def test_what_was_taken_from_a_patch_that_is_gone_says_so(model_of):
+    model = model_of("llava")
+    vtc.patch(model, "divprune", budget=0.4)
+    forward = model.forward
+    vtc.unpatch(model)
+    with pytest.raises(VTCError, match="this forward belongs to a patch that is gone"):
+        forward(**zoo.prompt(model, 1))
+
+
 def test_threads_one_after_the_other_are_served(model_of):
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)

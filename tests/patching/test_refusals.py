@@ -286,7 +286,7 @@ def test_what_a_budget_means(budget, tokens, model_of):
     ],
 )
 def test_what_is_no_model_is_told_so(verb, model):
-    with pytest.raises(UnsupportedModel, match=rf"{type(model).__name__}.* is no model; load one first"):
+    with pytest.raises(UnsupportedModel, match="is no model; load one first"):
         verb(model)
 
 

@@ -23,7 +23,7 @@ from vtc.commands.common import (
     tell,
     user_errors,
 )
-from vtc.errors import DataError, VTCError
+from vtc.errors import VTCError
 
 
 @user_errors
@@ -123,10 +123,7 @@ def evaluate(
     if not specs:
         typer.echo("no --methods: only the unpatched model is measured; add --methods divprune --budgets 64", err=True)
     for source in asked:
-        try:
-            check_rows(source, allow_errors)
-        except DataError as error:
-            raise DataError(f"{error}{'' if allow_errors else ' (--allow-errors passes over bad rows)'}") from None
+        check_rows(source, allow_errors, remedy=", or pass over them with --allow-errors")
     world = ranks.join()
     vlm, processor = load(model, dtype, device, attn, learned=True)
     runs = suite.evaluate_all(

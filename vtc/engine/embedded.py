@@ -44,7 +44,7 @@ def pictures_in(family: Family, runs: dict[str, TowerRun], embeds: Tensor, paddi
         if bool(where.any()):
             _check_whole(modality, keys, where, own)
             found[modality], words = where.cpu(), words | where
-    strange = ~(words | _is_word(family, keys, words))
+    strange = ~(words | _is_word(family, keys, words, embeds.dtype))
     if bool(strange.any()):
         prompt, row = strange.nonzero()[0].tolist()
         raise NotReduced(
@@ -78,13 +78,13 @@ def _check_whole(modality: str, keys: Tensor, where: Tensor, own: Tensor) -> Non
     )
 
 
-def _is_word(family: Family, keys: Tensor, known: Tensor) -> Tensor:
-    """``[B, N]`` bool: which rows, of those not yet ``known``, stand in the model's embedding table."""
+def _is_word(family: Family, keys: Tensor, known: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[B, N]`` bool: which rows, of those not yet ``known``, stand in the model's embedding table, as ``dtype``."""
     table = family.base.get_input_embeddings()
     found = known.clone()
     for ids in torch.arange(table.num_embeddings, device=keys.device).split(WORDS):
         if bool(found.all()):
             break
         with torch.no_grad():
-            found |= torch.isin(keys, keys_of(table(ids)))
+            found |= torch.isin(keys, keys_of(table(ids).to(dtype)))
     return found

@@ -33,7 +33,7 @@ class RowCacheLayer(DynamicLayer):
         self.kept: Columns | None = None
         self.tail = 0
         self.logical = 0
-        self.expected: tuple[Columns | None, int, int] | None = None
+        self.expected: tuple[Columns | None, int, Columns | None] | None = None
 
     @classmethod
     def adopt(cls, layer: DynamicLayer) -> RowCacheLayer:
@@ -47,10 +47,10 @@ class RowCacheLayer(DynamicLayer):
             own.tail, own.logical = keys.shape[-2], layer.get_seq_length()
         return own
 
-    def expect(self, columns: Columns | None, length: int, behind: int = 0) -> None:
-        """The next ``update`` brings these columns (None: all), out of a forward of ``length`` logical rows, of which
-        the last ``behind`` are no prompt: ``crop`` may take them back."""
-        self.expected = (columns, length, behind)
+    def expect(self, columns: Columns | None, length: int, prompt: Columns | None = None) -> None:
+        """The next ``update`` brings these columns (None: all), out of a forward of ``length`` logical rows.
+        ``prompt``: those of them that ``crop`` may not take back, all but some of the last (None: all)."""
+        self.expected = (columns, length, prompt)
 
     def columns(self, new: Columns | int, batch: int, device: torch.device) -> Columns:
         """The columns of all stored keys followed by ``new`` ones (a count means: contiguous)."""
@@ -72,11 +72,13 @@ class RowCacheLayer(DynamicLayer):
                 "this cache holds a reduced prompt, and a layer without the patch was about to read it: its columns "
                 "and sizes would be lost; decode while the patch is on, or start a new cache"
             )
-        (columns, length, behind), self.expected = self.expected, None
+        (columns, length, prompt), self.expected = self.expected, None
         if columns is None:
             self.tail += length
         else:
-            self._keep(self.columns(columns, key_states.shape[0], key_states.device), behind)
+            prompt = columns if prompt is None else prompt
+            self.kept = self.columns(prompt, key_states.shape[0], key_states.device)
+            self.tail = columns.index.shape[1] - prompt.index.shape[1]
         self.logical += length
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
@@ -85,12 +87,10 @@ class RowCacheLayer(DynamicLayer):
             self._leave(keys.shape[-2] - self.sliding_window + 1)
         return keys, values
 
-    def _keep(self, columns: Columns, behind: int) -> None:
-        self.kept, self.tail = columns.each(lambda t: t[:, : t.shape[1] - behind]), behind
-
     def hold(self, columns: Columns, keys: Tensor, values: Tensor, behind: int = 0) -> None:
-        """Store these in place of all that is stored: a forward's keys were reduced after ``update`` brought them."""
-        self._keep(columns, behind)
+        """Store these in place of all that is stored: a forward's keys were reduced after ``update`` brought them.
+        ``crop`` may take the last ``behind`` back."""
+        self.kept, self.tail = columns.without_last(behind), behind
         self.keys, self.values = keys, values
         if self.sliding_window is not None and not self.record_past:
             self._leave(keys.shape[-2] - self.sliding_window + 1)

@@ -50,7 +50,8 @@ class LayerArguments:
             return LazyMask(mask, cut.rows, columns, p.length, past + p.length, states.dtype, self.backend)
 
         if layer is not None:
-            layer.expect(new, p.length, p.behind)
+            prompt = self._once(("prompt", id(new)), new, lambda: new.without_last(p.behind))
+            layer.expect(new, p.length, prompt)
         key = ("mask", id(mask), id(cut), id(held), past)
         return {
             **kwargs,

@@ -28,6 +28,9 @@ class Columns:
         valid, log_size = (None if t is None else change(t) for t in (self.valid, self.log_size))
         return Columns(change(self.index), valid, log_size)
 
+    def without_last(self, count: int) -> Columns:
+        return self.each(lambda t: t[:, : t.shape[1] - count]) if count else self
+
     def then(self, other: Columns) -> Columns:
         """These columns followed by ``other``; a missing tensor is filled with its default."""
 

@@ -35,8 +35,11 @@ def _of_shape(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> st
             return f"{part} as {getattr(tensor, 'dtype', type(tensor).__name__)}"
         if tensor.shape != shape:
             return f"{part} {list(tensor.shape)} where {list(shape)} was asked (keep = {keep})"
-    if reduction.weight is not None and reduction.weight.shape != tokens.row.shape:
-        return f"weight {list(reduction.weight.shape)} for {list(tokens.row.shape)} tokens"
+    weight = reduction.weight
+    if weight is not None and (not isinstance(weight, torch.Tensor) or not weight.is_floating_point()):
+        return f"weight as {getattr(weight, 'dtype', type(weight).__name__)}"
+    if weight is not None and weight.shape != tokens.row.shape:
+        return f"weight {list(weight.shape)} for {list(tokens.row.shape)} tokens"
     return None
 
 
@@ -44,6 +47,8 @@ def _of_values(reduction: Reduction, tokens: VisionTokens, keep: list[int]) -> s
     slot, anchor, valid = reduction.slot.cpu(), reduction.anchor.cpu(), tokens.valid.cpu()
     if bool((slot[~valid] != -1).any()):
         return "a slot for padding"
+    if reduction.weight is not None and not bool(reduction.weight.isfinite().all()):
+        return "a weight that is not finite"
     for i, (k, count) in enumerate(zip(keep, valid.sum(dim=1).tolist(), strict=True)):
         own = anchor[i, :k]
         given = int((anchor[i] >= 0).sum())

@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from vtc.budget.spend import Spend
@@ -56,7 +56,9 @@ def spell(method: Method) -> str:
     """The text that ``build`` makes such a method of, without options that are at their defaults."""
     parts = getattr(method, "methods", None)
     if isinstance(parts, tuple):
-        return "/".join(spell(part) for part in parts)
+        first, *others = parts  # what is given to all of them together, the first may be given
+        own = {f.name: getattr(method, f.name) for f in fields(Method) if getattr(method, f.name) != f.default}
+        return "/".join(map(spell, (replace(first, **own), *others)))
     changed = [(f.name, getattr(method, f.name)) for f in fields(method) if getattr(method, f.name) != f.default]
     options = [f"{name}={shown(value)}" for name, value in changed if value is not True]
     flags = [name for name, value in changed if value is True]
@@ -77,7 +79,7 @@ def literal(text: str) -> Any:
     """``3``, ``0.5``, ``true`` as JSON reads them; anything else is a text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

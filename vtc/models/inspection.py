@@ -18,7 +18,7 @@ def unwrapped(model: Any) -> Any:
     what is no model at all."""
     if not issubclass(type(model), nn.Module):
         raise UnsupportedModel(
-            f"{type(model).__name__} {repr(model) if isinstance(model, str) else ''} is no model; load one first, with "
+            f"{repr(model) if isinstance(model, str) else type(model).__name__} is no model; load one first, with "
             "AutoModelForImageTextToText.from_pretrained(...) or vtc.load(folder)"
         )
     while True:

@@ -24,7 +24,10 @@ class Borrowed:
         self.__signature__ = inspect.signature(call)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call()(*args, **kwargs)  # type: ignore[misc]
+        call = self._call()
+        if call is None:
+            raise VTCError(f"this {self.__name__} belongs to a patch that is gone; take it from the model again")
+        return call(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         refuse_copies(protocol)

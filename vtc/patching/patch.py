@@ -230,7 +230,11 @@ class Patch:
             changes.replace(block.block.module, "forward", unmasked(block))
 
     def remove(self) -> None:
-        """Undo every change, the latest first."""
+        """Undo every change, the latest first. Raises ``VTCError`` while another thread runs the model."""
+        with alone(self._lock):
+            self._remove()
+
+    def _remove(self) -> None:
         self.model.__dict__.pop(ATTRIBUTE, None)
         self.changes.undo()
         self.model._modules.pop(LEARNED, None)

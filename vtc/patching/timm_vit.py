@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import RLock
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class VitPatch(Patch):
         self.rates = method.rates(len(self.blocks))
         self.prefix: int = self.model.num_prefix_tokens
         self.tokens = [0] * len(self.blocks)
-        self.changes = Changes()
+        self.changes, self._lock = Changes(), RLock()
 
     def set_budget(self, budget: int | float | str | Budget) -> None:
         self.budget = Budget.of(budget)

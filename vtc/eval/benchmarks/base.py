@@ -92,9 +92,10 @@ class Benchmark:
         return {"name": self.name, "split": self.split, "seed": self.seed, "limit": self.limit}
 
 
-def check_rows(benchmark: Benchmark, allow_errors: bool = False) -> None:
+def check_rows(benchmark: Benchmark, allow_errors: bool = False, remedy: str = "") -> None:
     """Reads every row of a file of one's own (``data``), before a run begins. Raises ``DataError`` when one cannot be
-    used (with ``allow_errors`` when none can), when there is none, and when no picture of the first 20 can be read."""
+    used (``remedy``: what else to do then; with ``allow_errors`` when none can), when there is none, and when no
+    picture of the first 20 can be read."""
     if benchmark.data is None:
         return
     name, count = benchmark.data.name, 0
@@ -109,6 +110,7 @@ def check_rows(benchmark: Benchmark, allow_errors: bool = False) -> None:
     if errors and not allow_errors:
         raise DataError(
             f"{len(errors)} of {count} rows of {name} cannot be used, first: {first}; mend or take out these rows"
+            f"{remedy}"
         )
     check_pictures(benchmark)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vtc.errors import RunRefused
 from vtc.eval.distributed import ALONE, World
-from vtc.eval.results.json_lines import encode, has_checksums, mend, read, write_all
+from vtc.eval.results.json_lines import encode, mend, read, write_all
 from vtc.eval.results.rows import Ids, Rows
 from vtc.eval.results.settings import same_settings
 from vtc.files.atomic import unwritable, write_atomic
@@ -79,8 +79,6 @@ class Journal:
         same_settings(self.folder, config)
         for path in (self.path, *self._parts()):
             mend(path)
-        if not has_checksums(self.path):  # of a run from before there were any
-            write_atomic(self.path, self._rewrite)
         if self.world.size > 1 or self._parts():
             self._part(0).touch()
             self._merge()
@@ -105,10 +103,6 @@ class Journal:
                     last = key
 
         write_atomic(self.path, write)
-
-    def _rewrite(self, path: Path) -> None:
-        with open(path, "wb") as stream:
-            stream.writelines(map(encode, self._read(self.path)))
 
     def _key(self, line: dict[str, Any]) -> tuple[int, int, int]:
         return line["batch"], self.order[line["cell"]], line.get("row", -1)

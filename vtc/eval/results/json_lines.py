@@ -121,14 +121,5 @@ def numbered(path: Path, mark: bytes = b"") -> Iterator[tuple[int, dict[str, Any
             yield number, line
 
 
-def has_checksums(path: Path) -> bool:
-    """Whether the file is empty, or its first line has one."""
-    if not path.exists():
-        return True
-    with open(path, "rb") as stream:
-        first = stream.readline(LONGEST)
-    return not first or CHECK.search(first) is not None
-
-
 def damaged(path: Path, number: int, error: Exception) -> RunRefused:
     return RunRefused(f"{path}:{number} is damaged ({' '.join(str(error).split())[:200]}); {REMEDY}")
