@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import tomllib
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from setuptools import find_packages
 
 from vtc.version import __version__
@@ -56,3 +59,18 @@ def test_the_oldest_versions_are_the_lower_bounds():
     for bound in (w for w in wanted if ">=" in w and not w.startswith(("ruff", "mypy"))):  # those two do not run there
         name, least = bound.split(">=")
         assert f"{pinned[name]}.".startswith(f"{least}."), f"{bound} is tested with {pinned[name]}"
+
+
+def test_the_extra_lmms_takes_just_the_filelocks_that_lmms_eval_can_import():
+    """lmms-eval 0.7.3 imports a private module that filelock 4.3 no longer has; asked of the one installed here."""
+    bounds = {
+        need.name: need.specifier for need in map(Requirement, SETTINGS["project"]["optional-dependencies"]["lmms"])
+    }
+    there = find_spec("filelock._api") is not None
+    assert bounds["filelock"].contains(version("filelock")) == there
+
+
+def test_the_extra_lmms_is_met_where_lmms_eval_is_installed():
+    pytest.importorskip("lmms_eval")
+    for need in map(Requirement, SETTINGS["project"]["optional-dependencies"]["lmms"]):
+        assert need.specifier.contains(version(need.name)), f"{need} is asked for, {version(need.name)} is installed"
