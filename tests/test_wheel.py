@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import tomllib
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from setuptools import find_packages
 
-from vtc.version import __version__
+from vtc.version import TRANSFORMERS, __version__, fits
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -54,5 +57,30 @@ def test_the_oldest_versions_are_the_lower_bounds():
     extras = ("eval", "plot", "timm", "lossless", "train", "ct", "gguf", "test")
     wanted = [*project["dependencies"], *(w for name in extras for w in project["optional-dependencies"][name])]
     for bound in (w for w in wanted if ">=" in w and not w.startswith(("ruff", "mypy"))):  # those two do not run there
-        name, least = bound.split(">=")
+        name, least = bound.split(",")[0].split(">=")
         assert f"{pinned[name]}.".startswith(f"{least}."), f"{bound} is tested with {pinned[name]}"
+
+
+def test_one_bound_of_transformers():
+    """What pip obeys is what ``vtc.patch`` and ``vtc doctor`` ask for, and the newest that is tested is in it."""
+    assert f"transformers{TRANSFORMERS}" in SETTINGS["project"]["dependencies"]
+    (newest,) = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("transformers==")
+    ]
+    assert fits(newest.removeprefix("transformers==")) and fits("5.8.0")
+    assert not any(map(fits, ("5.7.0", "5.24.0.dev0", "5.24.0", "5.30.1", "6.0.0")))
+
+
+def test_the_extra_lmms_takes_just_the_filelocks_that_lmms_eval_can_import():
+    """lmms-eval 0.7.3 imports a private module that filelock 4.3 no longer has; asked of the one installed here."""
+    bounds = {
+        need.name: need.specifier for need in map(Requirement, SETTINGS["project"]["optional-dependencies"]["lmms"])
+    }
+    there = find_spec("filelock._api") is not None
+    assert bounds["filelock"].contains(version("filelock")) == there
+
+
+def test_the_extra_lmms_is_met_where_lmms_eval_is_installed():
+    pytest.importorskip("lmms_eval")
+    for need in map(Requirement, SETTINGS["project"]["optional-dependencies"]["lmms"]):
+        assert need.specifier.contains(version(need.name)), f"{need} is asked for, {version(need.name)} is installed"

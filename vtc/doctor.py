@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, distribution, version
 
+from vtc.version import TRANSFORMERS, fits
+
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 OPTIONAL = ("matplotlib", "accelerate", "peft")
 Finding = tuple[str, str, str]  # "ok", "note" or "BROKEN"; what; details and remedy
@@ -39,8 +41,9 @@ def versions() -> Iterator[Finding]:
         except PackageNotFoundError:
             remedy = f"missing; pip install {name}"
             yield ("BROKEN", name, remedy) if name in NEEDED else ("note", name, "not installed (optional)")
-    if int(version("transformers").split(".")[0]) != 5:
-        yield "BROKEN", "transformers", f"{version('transformers')} is not 5.x; pip install 'transformers>=5,<6'"
+    if not fits(version("transformers")):
+        remedy = f"{version('transformers')} is not {TRANSFORMERS}; pip install 'transformers{TRANSFORMERS}'"
+        yield "BROKEN", "transformers", remedy
 
 
 def devices() -> Iterator[Finding]:

@@ -28,7 +28,8 @@ MARKS = {
     ): Mark("hub", {"--data-dir": "rows/pope"}),
     # A model that reads; the testbed's does not, but takes pages.
     ("docs/render_text.md", "import vtc"): Mark("hub"),
-    # lmms-eval brings 48 packages; tests/integrations/test_lmms_eval.py runs where it is installed.
+    # lmms-eval brings some 95 packages, and POPE is on the hub; where it is installed,
+    # tests/integrations/test_lmms_eval.py runs its command on the testbed.
     (
         "docs/lmms_eval.md",
         "lmms-eval eval --model vtc --model_args pretrained=llava-hf/llava-1.5-7b-hf,method=divprune+share,budget=64",
