@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,21 @@ PICKLED = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Settings of PEFT: how an adapter began, which is no part of it later, and all by which it looks outside its folder.
 INITIAL = ("corda_config", "eva_config", "lora_ga_config")
 OUTSIDE = ("megatron_config", "adapters", "shadow_model", "tokenizer_name_or_path", "tokenizer_kwargs")
+# Names of files, or of folders, that transformers reads into a model, and into a processor (tokenization_*.py and
+# utils/__init__.py of transformers 5.23). Others are free.
+MODEL = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+PROCESSOR = (
+    *("*processor*_config.json", "audio_tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.tokenizer", "*.tiktoken"),
+    *("*.model", "*.spm", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict.txt", "bpe.codes", "emoji.json"),
+    *("normalizer.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json"),
+)
 RISK = "vtc never runs the code of a folder, which could do anything with your files and keys"
+
+
+def reads(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path inside a folder is, or is in, one of ``patterns``."""
+    return any(fnmatchcase(name.split("/")[0], pattern) for pattern in patterns)
 
 
 def check_safe(model: str | Path) -> None:
