@@ -108,3 +108,25 @@ WHOLE = {
     "a version of true": {"version": True},
     "a field there is not": {"spam": 1},
 }
+
+# JSON of the right name that holds no settings; and the files that transformers reads it from, in any folder.
+NO_SETTINGS = {
+    "nested without an end": "[" * 100_000,
+    "objects without an end": '{"a":' * 100_000,
+    "nested and closed": "[" * 5_000 + "]" * 5_000,
+    "an object as deep as Python reads": '{"a":' * 800 + "1" + "}" * 800,
+    "a list": "[]",
+    "a number": "1",
+    "nothing": "",
+    "cut off": '{"a": 1',
+    "no UTF-8": b"\xff",
+}
+READ_AS_JSON = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+)

@@ -31,6 +31,27 @@ HASHED = {
     "chat_template.jinja",
 }
 FREE = {"README.md", CONFIG}
+ADDED = [  # files that transformers would read beside those
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "chat_template.json",
+    "additional_chat_templates/short.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "tokenizer_v2.json",
+    "tekken.json",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+]
 SETTINGS = {  # of config.json: part, key, another value that loads
     "rms_norm_eps": ("text_config", 2e-6),
     "layer_norm_eps": ("vision_config", 2e-5),
@@ -101,16 +122,39 @@ def test_so_is_a_change_of_the_hashes_own_file(folder, key):
 def test_the_card_and_files_of_ones_own_are_free(folder):
     (folder / "README.md").write_text("mine")
     (folder / "notes.json").write_text("mine, too")
+    (folder / "my_tokenizer_notes.txt").write_text("mine, too")
+    (folder / "results").mkdir()
+    (folder / "results" / "tokenizer.json").write_text("of another model")
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config))  # the same without its line ends
     vtc.load(folder)
 
 
-@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize("name", ADDED)
 def test_what_would_be_loaded_beside_is_refused(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("{}")
-    with pytest.raises(CheckpointError, match=f"{name} was not saved with this model"):
+    with pytest.raises(CheckpointError, match=f"{folder / name} was not saved with this model .*move it away"):
         vtc.load(folder)
+
+
+def test_so_is_a_link_to_a_folder_of_templates(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "short.jinja").write_text("{}")
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"short.jinja was not saved with this model .*move it away"):
+        vtc.load(folder)
+
+
+def test_a_processor_beside_a_model_that_was_saved_without_is_ones_own(tmp_path):
+    model = tiny_llava()
+    vtc.patch(model, "divprune", budget=4)
+    vtc.save(model, tmp_path / "out")
+    tiny_processor().save_pretrained(tmp_path / "out")
+    vtc.load(tmp_path / "out")
+    (tmp_path / "out" / "model-00002-of-00002.safetensors").write_text("{}")
+    with pytest.raises(CheckpointError, match="was not saved with this model"):
+        vtc.load(tmp_path / "out")
 
 
 def test_settings_are_changed_in_python(folder, tmp_path):

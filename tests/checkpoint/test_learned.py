@@ -131,6 +131,31 @@ def test_an_adapter_of_a_method_that_learns_nothing_is_refused(saved):
         vtc.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("perceiver", {"latents": 256}),
+        ("perceiver", {"latents": 10**9}),
+        ("perceiver", {"latents": 10**30}),
+        ("perceiver", {"latents": 4096, "depth": 10**9}),
+        ("act_learned", {"width": 10**9}),
+        ("router", {}),
+        ("combined", {"methods": [{"method": "perceiver", "options": {"latents": 10**9}}]}),
+        ("combined", {"methods": [{"method": "perceiver", "options": {}}, {"method": "fastv", "options": {}}]}),
+    ],
+    ids=str,
+)
+def test_a_method_that_learns_and_no_file_of_it(tmp_path, monkeypatch, method, options):
+    """Refused before it is patched in, which would make parameters of any size that the options ask for."""
+    model = zoo.build("llava")
+    vtc.patch(model, "divprune", budget=0.4)
+    vtc.save(model, tmp_path / "out")
+    edit(tmp_path / "out", method=method, options=options)
+    monkeypatch.setattr("vtc.checkpoint.save_load.Patch.install", lambda *_: pytest.fail("patched in"))
+    with pytest.raises(CheckpointError, match=f"{tmp_path / 'out' / ADAPTER} is missing"):
+        vtc.load(tmp_path / "out")
+
+
 def test_what_was_learned_on_another_base_is_refused(saved):
     """Of the same shapes, so the file would load."""
     folder, _, _ = saved

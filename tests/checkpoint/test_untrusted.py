@@ -12,11 +12,13 @@ import pytest
 from safetensors.torch import load_file
 
 import vtc
-from tests.checkpoint.edits import rehash
+from tests.checkpoint.edits import edit, rehash
+from tests.checkpoint.hostile import NO_SETTINGS, READ_AS_JSON
 from tests.eval.tiny import tiny_llava, tiny_processor
 from vtc.checkpoint.peft import FOLDER
 from vtc.errors import CheckpointError, VTCError
 from vtc.eval.asking.load import load
+from vtc.files.digest import file_sha256
 
 PEFT_FILE = f"{FOLDER}/adapter_config.json"
 
@@ -166,6 +168,28 @@ def test_pickles_that_a_json_file_names_are_refused(plain, how):
     else:
         plain.set("adapter_config.json", peft_type="LORA", base_model_name_or_path=str(plain.path), r=2)
     tried(lambda: load(str(plain.path), "auto", "cpu"), plain, "adapter_model.bin where safetensors belong")
+
+
+@pytest.mark.parametrize("name", READ_AS_JSON)
+def test_json_that_holds_no_settings(plain, saved, name):
+    """Of a plain folder and of one of vtc whose hashes agree, for the commands and for ``vtc.load``."""
+    hashes = json.loads((saved.path / "vtc_config.json").read_text())["files"]
+    for text in NO_SETTINGS.values():
+        for folder in (plain, saved):
+            (folder.path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+            if folder is saved:
+                edit(saved.path, files=hashes | {name: file_sha256(saved.path / name)})
+                with pytest.raises(CheckpointError, match=str(saved.path / name)):
+                    vtc.load(saved.path)
+            with pytest.raises(VTCError, match=str(folder.path / name)):
+                load(str(folder.path), "auto", "cpu", learned=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "tokenizer_config.json"])
+def test_the_hashes_are_asked_before_a_processor_is_made(saved, name):
+    (saved.path / name).write_text("{}")
+    with pytest.raises(VTCError, match=f"{saved.path / name} hashes to"):
+        load(str(saved.path), "auto", "cpu", learned=True)
 
 
 @pytest.mark.parametrize(

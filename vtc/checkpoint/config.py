@@ -12,13 +12,15 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vtc.budget.spend import Spend
+from vtc.checkpoint.untrusted import MODEL, PROCESSOR, reads
 from vtc.errors import CheckpointError
 from vtc.files.digest import file_sha256, weights_sha256
-from vtc.files.folders import check_whole, safe_path
+from vtc.files.folders import check_whole, names_in, safe_path
 from vtc.files.strict import read_json
 from vtc.methods import registry
 from vtc.methods.base import Method
@@ -157,7 +159,7 @@ def weight_format(folder: Path) -> Any:
 
 def check_contents(folder: Path, config: dict[str, Any]) -> None:
     """Raises ``CheckpointError`` unless each file of ``folder`` is the one that was saved, byte by byte, and none is
-    there that transformers would take for a part of the model. Files of the first schema, which has one hash for all
+    there that transformers would take for a part of them. Files of the first schema, which has one hash for all
     weights, are believed where they are no weights, with a warning."""
     files = config.get("files", [])
     if config["schema_version"] == 1:
@@ -186,6 +188,17 @@ def check_contents(folder: Path, config: dict[str, Any]) -> None:
                 f"{folder / name} hashes to {found[:12]}… and was saved as {wanted[:12]}…: it is damaged, changed or "
                 "belongs to another model; copy it again, or change the loaded model in Python and vtc.save it"
             )
-    for path in sorted(folder.iterdir()):
-        if path.name not in files and (path.suffix == ".safetensors" or path.name == "adapter_config.json"):
-            raise CheckpointError(f"{path} was not saved with this model and would be loaded into it; move it away")
+    check_nothing_added(folder, files)
+
+
+def check_nothing_added(folder: Path, files: Collection[str]) -> None:
+    """Raises ``CheckpointError`` for what transformers would read besides ``files``. A processor is free where none was
+    saved: then all of it is one's own."""
+    read = MODEL + (PROCESSOR if any(reads(name, PROCESSOR) for name in files) else ())
+    for path in sorted(path for path in folder.iterdir() if reads(path.name, read)):
+        names = [f"{path.name}/{name}" for name in names_in(path)] if path.is_dir() else [path.name]
+        for name in (name for name in names if name not in files):
+            raise CheckpointError(
+                f"{folder / name} was not saved with this model and would be loaded into it or its processor; move it "
+                "away, or change the loaded ones in Python and vtc.save them"
+            )

@@ -44,14 +44,17 @@ def load_learned(module: nn.Module | None, folder: Path) -> None:
 
 
 def check_asked(method: Method, model: nn.Module, folder: Path) -> None:
-    """Raises ``CheckpointError`` unless the file in ``folder`` holds what ``method`` would learn on ``model``, by names
-    and shapes: asked before anything of that size is made."""
+    """Raises ``CheckpointError`` unless the file in ``folder`` is there and holds what ``method`` would learn on
+    ``model``, by names and shapes: asked before anything of that size is made."""
     path = folder / ADAPTER
-    if not method.learns or not path.exists():
-        return  # ``load_learned`` says what is missing or too much
-    found = {place.name: place for place in read_head(path)[1]}
+    if not method.learns:
+        return  # ``load_learned`` says what is too much
+    held = path.exists()
+    found = {place.name: place for place in read_head(path)[1]} if held else {}
     most = max(LEAST, sum(math.prod(place.shape) for place in found.values()))
     for name, value in sorted(numbers(dataclasses.asdict(method))):
+        if value > most and not held:
+            raise missing(path)
         if value > most:
             raise CheckpointError(
                 f"{path} holds {most} numbers at most, and the option {name} asks for {value}; save again"
@@ -61,7 +64,15 @@ def check_asked(method: Method, model: nn.Module, folder: Path) -> None:
             module = method.build(model)
     except (RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{path}: its options cannot be built ({error}); save again") from error
+    if module is not None and not held:
+        raise missing(path)
     check_fits(path, found, {} if module is None else module.state_dict())
+
+
+def missing(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is missing, so what the method learned is lost; copy the whole folder, or save again"
+    )
 
 
 def numbers(options: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -97,8 +108,6 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing, so what the method learned is lost; copy the whole folder, or save again"
-        ) from None
+        raise missing(path) from None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); save again") from error

@@ -8,22 +8,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from vtc.errors import CheckpointError
+from vtc.files.strict import DEEPEST
 
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 PICKLED = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 # Settings of PEFT: how an adapter began, which is no part of it later, and all by which it looks outside its folder.
 INITIAL = ("corda_config", "eva_config", "lora_ga_config")
 OUTSIDE = ("megatron_config", "adapters", "shadow_model", "tokenizer_name_or_path", "tokenizer_kwargs")
+# Names of files, or of folders, that transformers reads into a model, and into a processor (tokenization_*.py and
+# utils/__init__.py of transformers 5.23). Others are free.
+MODEL = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+PROCESSOR = (
+    *("*processor*_config.json", "audio_tokenizer_config.json", "chat_template.*", "additional_chat_templates"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "tekken.json", "*.tokenizer", "*.tiktoken"),
+    *("*.model", "*.spm", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict.txt", "bpe.codes", "emoji.json"),
+    *("normalizer.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json"),
+)
 RISK = "vtc never runs the code of a folder, which could do anything with your files and keys"
 
 
+def reads(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path inside a folder is, or is in, one of ``patterns``."""
+    return any(fnmatchcase(name.split("/")[0], pattern) for pattern in patterns)
+
+
 def check_safe(model: str | Path) -> None:
-    """Raises ``CheckpointError`` for a folder, or a model of the hub, that asks for code or keeps weights in pickles.
-    What cannot be read at all is left to who loads it."""
+    """Raises ``CheckpointError`` for a folder, or a model of the hub, that asks for code or keeps weights in pickles,
+    and for JSON in a folder that transformers would fall over. What is missing is left to who loads it."""
+    check_json(Path(model))
     config, adapter = _told(model, "config.json"), _told(model, ADAPTER)
     for name, value in _named(config):
         if name.endswith("_implementation") and "/" in str(value):
@@ -43,6 +60,25 @@ def check_safe(model: str | Path) -> None:
                 "opens none; where you trust it, load it by from_pretrained(..., use_safetensors=False), and save it"
             )
     check_adapter(adapter, f"{model}: {ADAPTER}")
+
+
+def check_json(folder: Path) -> None:
+    """Raises ``CheckpointError`` for a file of JSON that transformers reads and that holds no object, or one nested
+    beyond what any has: it would be a raw error, of the type that it happens to meet."""
+    for path in sorted(folder.glob("*.json")):
+        if not reads(path.name, MODEL + PROCESSOR):
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            level = [found] if isinstance(found, dict) else []
+            for _ in range(DEEPEST):
+                level = [v for each in level for v in (each.values() if isinstance(each, dict) else each)]
+                level = [each for each in level if isinstance(each, dict | list)]
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read as JSON ({error}); copy it again, or save again") from error
+        if level or not isinstance(found, dict):
+            kind = f"values nested deeper than {DEEPEST}" if level else f"a {type(found).__name__}"
+            raise CheckpointError(f"{path} holds {kind}, where an object of settings belongs; copy it again")
 
 
 def check_adapter(told: dict[str, Any], where: str) -> None:

@@ -54,13 +54,14 @@ def load(
     try:
         with quiet_unless_watched():
             check_safe(model)
-            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask
             make: Any = vtc.load if saved or trained else AutoModelForImageTextToText.from_pretrained
             vlm = make(model, dtype=kind, trust_remote_code=False, use_safetensors=True, **options)
+            # after the model: vtc.load checks the hashes of the processor's files, too
+            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask
         outer = vtc.patch_of(vlm)
         if outer is not None and not outer.method.learns:
             vtc.unpatch(vlm)  # as of a folder without an adapter: what is asked for is patched anew
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RecursionError) as error:
         raise UnsupportedModel(f"{model} cannot be loaded: {explained(error)}") from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None and tokenizer.pad_token is None:
