@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vtc
@@ -52,6 +55,46 @@ def test_stored_dtypes_stay(half, tmp_path, recipe):
     assert all(torch.equal(after[name], before[name]) for name in untouched if "vision" in name or "embed" in name)
     assert {t.dtype for t in after.values() if t.is_floating_point()} == {dtype}  # scales and factors, too
     assert next(vtc.load(tmp_path / "out").parameters()).dtype == dtype
+
+
+LANGUAGE, TOWER, BOTH = "language_model", "vision_tower", ""
+# Which tensors are cast to what, what config.json says, and the warning: of the files' dtypes and of the loaded ones.
+MIXED = {
+    "a tower of more": (LANGUAGE, torch.float16, "float32", "float16 and float32, .* in float32,"),
+    "a tower of more, config of none": (LANGUAGE, torch.float16, None, "float16 and float32, .* in float16,"),
+    "a tower of more, config of less": (LANGUAGE, torch.float16, "float16", "float16 and float32, .* in float16,"),
+    "a tower of less": (TOWER, torch.bfloat16, "float32", "bfloat16 and float32, .* in float32,"),
+    "a config of less": (BOTH, torch.float32, "float16", "float32, and transformers loads them in float16,"),
+    "a config of more": (BOTH, torch.float16, "float32", "float16, and transformers loads them in float32,"),
+    "one dtype": (BOTH, torch.float16, "float16", None),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_dtypes_that_do_not_stay_are_told(tmp_path, name):
+    part, dtype, said, warning = MIXED[name]
+    folder, out = tmp_path / "model", tmp_path / "out"
+    tiny_llava().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    save_file(
+        {key: t.to(dtype) if part in key else t for key, t in tensors(folder).items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": said}))
+    result = call(folder, "--recipe", "rtn:bits=8:group=8", "--output", out)
+    assert result.exit_code == 0, result.output
+    if warning is None:
+        assert "holds tensors in" not in result.output
+    else:
+        assert re.search(f"warning: {folder} holds tensors in {warning}", " ".join(result.output.split()))
+        saved = {str(t.dtype) for t in tensors(out).values() if t.is_floating_point()}
+        assert saved == {"torch." + warning.rstrip(",").rpartition(" ")[2]}
+    chosen = call(folder, "--recipe", "rtn:bits=8:group=8", "--dtype", "float32", "--output", out)
+    assert chosen.exit_code == 0 and "holds tensors in" not in chosen.output
+    kept = {key: t for key, t in tensors(folder).items() if "vision" in key and key in tensors(out)}
+    assert kept and all(torch.equal(tensors(out)[key], t.float()) for key, t in kept.items())
 
 
 def test_both_sizes_are_told(half, tmp_path):

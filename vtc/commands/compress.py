@@ -101,7 +101,8 @@ def compress(
     buckets count then, not its passes.
 
     Load it with vtc.load(FOLDER), or with from_pretrained after `import vtc.weights` (docs/weights.md). What is not
-    compressed keeps its dtype, and scales and factors have that of the weight they stand for, on every device. To
+    compressed keeps its dtype, and scales and factors have that of the weight they stand for, on every device; a model
+    of several dtypes is loaded in one, with a warning. To
     calibrate float16 is slow on a CPU; --dtype bfloat16 or float32 is faster, and stored so. Bits count scales and
     masks. The error of a layer is the squared error of its outputs over their square, on the calibration. Stopped or
     killed, the output folder is as it was.
@@ -136,6 +137,8 @@ def compress(
     source = calibration_set(calibration, data, examples, data_dir, seed) if fitted else None
     samples = [] if source is None else list(source.samples())
     vlm, processor = load(model, "saved" if dtype == "auto" else dtype, device, attn)
+    if dtype == "auto":
+        tell_dtypes(folder_of(model), vlm)
     if patch:
         import vtc
 
@@ -157,14 +160,36 @@ def compress(
 
 
 def bytes_of(model: str | Path) -> int | None:
-    """Of the files that hold a model's weights, in a folder or in the cache of the hub; None where neither has them."""
+    """Of the files that hold a model's weights; None where there are none."""
+    return sum(path.stat().st_size for path in weights_of(model)) or None
+
+
+def weights_of(model: str | Path) -> list[Path]:
+    """The files that hold a model's weights, in a folder or in the cache of the hub."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = Path(model)
     if not folder.is_dir():
         cached = try_to_load_from_cache(str(model), "config.json")
         folder = Path(cached).parent if isinstance(cached, str) else folder
-    return sum(path.stat().st_size for path in folder.glob("model*.safetensors")) or None
+    return sorted(folder.glob("model*.safetensors"))
+
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as safetensors names them
+
+
+def tell_dtypes(model: str | Path, loaded: Any) -> None:
+    """Warn where the files hold other dtypes than the loaded model: transformers loads a model in one."""
+    from vtc.weights.lossless.tensorfile import read_head
+
+    held = {FLOATS[p.dtype] for path in weights_of(model) for p in read_head(path)[1] if p.dtype in FLOATS}
+    got = {str(p.dtype).removeprefix("torch.") for p in loaded.parameters() if p.is_floating_point()}
+    if held and (len(held) > 1 or held != got):
+        typer.echo(
+            f"warning: {model} holds tensors in {' and '.join(sorted(held))}, and transformers loads them in "
+            f"{' and '.join(sorted(got))}, as what is not compressed will be saved; choose by --dtype.",
+            err=True,
+        )
 
 
 def tell_size(output: Path, before: int | None, format: str) -> None:
