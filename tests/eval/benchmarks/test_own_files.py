@@ -47,6 +47,7 @@ def table(request, tmp_path):
         ({letter: f"x{letter}" for letter in "ABCDE"}, "E", "A. xA\nB. xB\nC. xC\nD. xD\nE. xE"),
         ({letter: f"x{letter}" for letter in "AZ"}, "Z", "A. xA\nZ. xZ"),
         ({"D": "cat"}, "D", "D. cat"),
+        ({"A": " ", "B": " cat ", "C": "dog"}, "B", "B. cat\nC. dog"),
     ],
 )
 def test_the_options_that_are_there_under_their_own_letters(table, options, answer, shown):

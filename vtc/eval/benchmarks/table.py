@@ -53,7 +53,8 @@ class Table(Public):
         return self.data_dir or self.file.parent
 
     def questions(self, row: forms.Row, number: int, where: str) -> list[Sample]:
-        options, answers, text = options_of(row, string.ascii_uppercase), row["answer"], row["question"]
+        letters, answers, text = string.ascii_uppercase, row["answer"], row["question"]
+        options = options_of({name: row[name].strip() for name in letters}, letters)
         if row["hint"]:
             text = f"{row['hint']}\n{text}"
         if options:
