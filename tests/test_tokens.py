@@ -22,7 +22,8 @@ from vtc.tokens import Budget, Reduction, cut, scatter_valid, sort_padded, top
         (True, r"budget True is a bool; give an int"),
         (float("nan"), r"budget nan is not a share"),
         (float("inf"), r"budget inf is not a share"),
-        ("64", r"budget '64' is a str; give an int"),
+        ("many", r"budget 'many' is not a number; give tokens like 64, or a share like 0.25 or 25%"),
+        ("150%", r"budget 1.5 is not a share"),
         (None, r"budget None is a NoneType; give an int"),
         ([64], r"budget \[64\] is a list"),
         (64 + 0j, r"is a complex"),
@@ -41,6 +42,8 @@ def test_bad_budgets(value, says):
         (1, 576, 1),
         (1.0, 576, 576),
         (64, 576, 64),
+        ("64", 576, 64),
+        ("25%", 576, 144),
         (10**9, 576, 576),
         (64, 20, 20),
         (0.25, 576, 144),
@@ -54,7 +57,7 @@ def test_bad_budgets(value, says):
 )
 def test_budgets(value, count, tokens):
     assert Budget.of(value).tokens(count) == tokens
-    assert Budget.of(Budget(value)) == Budget(value)
+    assert Budget.of(Budget.of(value)) == Budget.of(value)
 
 
 @given(st.one_of(st.integers(1, 10**12), st.floats(1e-300, 1)), st.integers(1, 10**6))

@@ -132,7 +132,7 @@ def test_what_stays_does_not_know_the_answer(given, model_of):
     if given == "context":
         with prompts_end_at(model, labels):
             logits(model, told)
-        assert engine(model).labels is None
+        assert engine(model).prompt_ends.labels is None
     else:
         logits(model, told, labels=labels)
     assert anchors() == wanted != without

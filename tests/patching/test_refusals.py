@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-import transformers
 from transformers import DynamicCache, StaticCache
 
 import vtc
@@ -26,7 +25,7 @@ def test_models_whose_pictures_cannot_be_reduced_raise(family):
 @pytest.mark.parametrize("version", ["5.7.0", "5.24.0", "6.0.0"])
 def test_a_transformers_that_would_answer_differently_is_refused(version, model_of, monkeypatch):
     model = model_of("llava")
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(vtc.patch.__globals__["transformers"], "__version__", version)
     with pytest.raises(UnsupportedModel, match=rf"{version} is not .* pip install 'transformers>="):
         vtc.patch(model, "random", budget=2)
     assert vtc.patch_of(model) is None

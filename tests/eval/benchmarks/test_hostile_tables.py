@@ -67,7 +67,7 @@ def test_a_bomb_is_an_error_and_never_unpacked(columns, words, codec, tmp_path, 
     assert read == [0, 2] and file.stat().st_size < 400_000
     assert [bool(s.error) for s in samples] == [False, True, False] and samples[2].id == "12"
     assert re.search(words, samples[1].error)
-    assert samples[1].error.startswith("parquet:test:1: ")
+    assert samples[1].error.startswith("q.parquet: row 2: ")
 
 
 def test_large_and_repetitive_tables_are_no_bombs(tmp_path):
@@ -87,7 +87,7 @@ def test_a_text_that_is_not_utf8_spoils_its_own_row_alone(tmp_path):
     pq.write_table(whole, tmp_path / "q.parquet")
     samples = list(Parquet(data=tmp_path / "q.parquet").samples())
     assert [bool(s.error) for s in samples] == [False, True, False] and [s.id for s in samples] == ["0", "row:1", "2"]
-    assert samples[1].error.startswith("parquet:test:1: cannot be read (UnicodeDecodeError")
+    assert samples[1].error.startswith("q.parquet: row 2: cannot be read (UnicodeDecodeError")
 
 
 def test_what_a_broken_row_is_called_may_be_an_id():
