@@ -14,7 +14,7 @@ from vtc.engine.forward import Engine
 from vtc.methods._spelling import build
 
 QUICK = ("llava", "qwen2_5_vl", "aya_vision")  # plain, M-RoPE, sliding windows
-TOKENS = 12
+WRITE = {"tokens": 12, "eos_token_id": 158}  # transformers 5.8 looks nothing up without a word that ends
 LOOKUP = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}  # one word is enough to copy what followed it
 
 
@@ -40,9 +40,9 @@ def test_prompt_lookup_gives_the_greedy_tokens(method, model_of, taken_back):
     vtc.patch(model, method, budget=0.4)
     for seed in range(3):
         prompt = repeating(model, seed)
-        want = generate(model, prompt, tokens=TOKENS).sequences
+        want = generate(model, prompt, **WRITE).sequences
         tokens = kept(model)
-        assert torch.equal(generate(model, prompt, tokens=TOKENS, **LOOKUP).sequences, want)
+        assert torch.equal(generate(model, prompt, **WRITE, **LOOKUP).sequences, want)
         assert kept(model) == tokens, "a candidate is no part of the prompt that ranks"
     assert any(taken_back), "some candidate must have been rejected, or nothing was tried"
 
@@ -75,18 +75,18 @@ def test_drafted_tokens_change_no_answer(family, method, drafts, model_of, taken
     prompt = repeating(model, seed=1)
     options = LOOKUP if drafts == "lookup" else {"assistant_model": assistant(model, drafts)}
     try:
-        plain = generate(model, prompt, tokens=TOKENS, **options)
+        plain = generate(model, prompt, **WRITE, **options)
     except ValueError as error:
         pytest.skip(f"unpatched, too: {error}")
-    greedy = generate(model, prompt, tokens=TOKENS)
+    greedy = generate(model, prompt, **WRITE)
     assert torch.equal(plain.sequences, greedy.sequences), "the control"
     if not torch.allclose(plain.logits[0], greedy.logits[0], atol=1e-3):
         pytest.skip("unpatched, too, the prompt's words see drafted ones: their attention goes both ways")
     vtc.patch(model, chosen, budget=0.4)
-    want = generate(model, prompt, tokens=TOKENS).sequences
+    want = generate(model, prompt, **WRITE).sequences
     tokens = kept(model)
     taken_back.clear()
-    assert torch.equal(generate(model, prompt, tokens=TOKENS, **options).sequences, want)
+    assert torch.equal(generate(model, prompt, **WRITE, **options).sequences, want)
     assert kept(model) == tokens
     if drafts == "lookup":
         assert any(taken_back), "some candidate must have been rejected, or nothing was tried"
@@ -107,5 +107,5 @@ def test_layers_share_one_mask_at_every_step(family, options, model_of, monkeypa
 
     monkeypatch.setattr(LazyMask, "__init__", counting)
     monkeypatch.setattr(Engine, "begin", lambda self, kwargs: (steps.append(1), begin(self, kwargs))[1])
-    generate(model, repeating(model), tokens=TOKENS, **options)
+    generate(model, repeating(model), **WRITE, **options)
     assert len(steps) > 2 and len(made) <= 2 * len(steps), (len(made), len(steps))
