@@ -14,7 +14,7 @@ from vtc.engine.forward import Engine
 from vtc.methods._spelling import build
 
 QUICK = ("llava", "qwen2_5_vl", "aya_vision")  # plain, M-RoPE, sliding windows
-WRITE = {"tokens": 12, "eos_token_id": 158}  # transformers 5.8 looks nothing up without a word that ends
+WRITE = {"tokens": 12, "eos_token_id": 999}  # never written; transformers 5.8 looks nothing up without one
 LOOKUP = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}  # one word is enough to copy what followed it
 
 
@@ -23,6 +23,11 @@ def repeating(model, seed: int = 0) -> dict:
     prompt = zoo.prompt(model, 1, seed=seed, before=6, after=8)
     prompt["input_ids"][0, -8:] = torch.tensor([7, 8, 9, 7, 10, 8, 9, 7])
     return prompt
+
+
+def same(got, want: torch.Tensor) -> bool:
+    """Whether the words that were asked for are the same; transformers 5.8 may write an accepted one more."""
+    return got.sequences.shape[1] >= want.shape[1] and torch.equal(got.sequences[:, : want.shape[1]], want)
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def test_prompt_lookup_gives_the_greedy_tokens(method, model_of, taken_back):
         prompt = repeating(model, seed)
         want = generate(model, prompt, **WRITE).sequences
         tokens = kept(model)
-        assert torch.equal(generate(model, prompt, **WRITE, **LOOKUP).sequences, want)
+        assert same(generate(model, prompt, **WRITE, **LOOKUP), want)
         assert kept(model) == tokens, "a candidate is no part of the prompt that ranks"
     assert any(taken_back), "some candidate must have been rejected, or nothing was tried"
 
@@ -79,14 +84,14 @@ def test_drafted_tokens_change_no_answer(family, method, drafts, model_of, taken
     except ValueError as error:
         pytest.skip(f"unpatched, too: {error}")
     greedy = generate(model, prompt, **WRITE)
-    assert torch.equal(plain.sequences, greedy.sequences), "the control"
+    assert same(plain, greedy.sequences), "the control"
     if not torch.allclose(plain.logits[0], greedy.logits[0], atol=1e-3):
         pytest.skip("unpatched, too, the prompt's words see drafted ones: their attention goes both ways")
     vtc.patch(model, chosen, budget=0.4)
     want = generate(model, prompt, **WRITE).sequences
     tokens = kept(model)
     taken_back.clear()
-    assert torch.equal(generate(model, prompt, **WRITE, **options).sequences, want)
+    assert same(generate(model, prompt, **WRITE, **options), want)
     assert kept(model) == tokens
     if drafts == "lookup":
         assert any(taken_back), "some candidate must have been rejected, or nothing was tried"
