@@ -89,7 +89,7 @@ def test_compressed_tensors(plain, tmp_path):
 
 def test_help_teaches():
     text = call("--help").output
-    assert "vtc compress ./my-vlm --recipe int4 --calibration scenes:dev" in text and "GPTQ" in text
+    assert "vtc compress ./my-vlm --recipe int4 --data questions.jsonl" in text and "GPTQ" in text
 
 
 TARGETED = ["--calibration", "scenes:dev", "--examples", 6, "--batch-size", 2]

@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 from rich.console import Console
 
 from tests.eval.report.hostile import HOSTILE, PLAIN
@@ -25,6 +24,8 @@ from vtc.eval.running.run import evaluate
 from vtc.eval.studies import compare, sensitivity_report
 from vtc.files import escape
 from vtc.files.atomic import write_json
+
+MarkdownIt = pytest.importorskip("markdown_it", reason="rich brings it, older ones do not").MarkdownIt
 
 NOWHERE = Path("nowhere")
 
