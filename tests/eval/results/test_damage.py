@@ -192,6 +192,13 @@ def test_each_field_is_needed(key, tmp_path):
         list(read(path))
 
 
+def test_a_setting_that_stands_twice_is_refused(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace("{", '{"batch_size": 2, "batch_size": 2, ', 1))
+    with pytest.raises(RunRefused, match="'batch_size' occurs twice.*--overwrite"):
+        Journal(folder, CONFIG)
+
+
 def test_a_run_from_before_checksums_is_read(tmp_path):
     lines = [answer("a", n, n // 2) for n in range(4)]
     path = tmp_path / "results.jsonl"

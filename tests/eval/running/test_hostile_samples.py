@@ -131,6 +131,31 @@ def test_pictures_that_the_processor_refuses(places, go, vlm, write_rows, monkey
     assert go(file).summary == results.summary
 
 
+def test_a_batch_that_fails_and_passes_in_parts_is_told(go, write_rows, monkeypatch):
+    """Its answers count, and the fault is not hidden by them."""
+    real = Answerer.replies
+
+    def replies(self, inputs):
+        if len(inputs["input_ids"]) == 4:
+            raise RuntimeError("sizes must match")
+        return real(self, inputs)
+
+    monkeypatch.setattr(Answerer, "replies", replies)
+    with pytest.warns(UserWarning, match=r"a batch of 4 failed \(RuntimeError: sizes must match\).*in two parts"):
+        results = go(write_rows(good(4)))
+    assert results.summary["cells"]["random@0.5"]["errors"] == 0
+
+
+def test_a_sample_that_has_its_line_is_not_told_twice(go, vlm, write_rows, monkeypatch, recwarn):
+    rows = good(4)
+    rows[1] |= {"image": "odd.png"}
+    file = write_rows(rows)
+    picture(9, (77, 40)).save(file.parent / "odd.png")
+    refusing(vlm, monkeypatch, 77)
+    go(file)
+    assert not [warned for warned in recwarn if "in two parts" in str(warned.message)]
+
+
 def test_a_sample_that_fails_under_one_method_is_no_probe(go, vlm, write_rows, monkeypatch):
     real = Answerer.replies
 

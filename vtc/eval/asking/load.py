@@ -53,8 +53,9 @@ def load(
     hf.register_with_transformers()
     try:
         with quiet_unless_watched():
-            check_safe(model)
             make: Any = vtc.load if saved or trained else AutoModelForImageTextToText.from_pretrained
+            if make is not vtc.load:  # which looks itself
+                check_safe(model)
             vlm = make(model, dtype=kind, trust_remote_code=False, use_safetensors=True, **options)
             # after the model: vtc.load checks the hashes of the processor's files, too
             processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)  # left out, it would ask

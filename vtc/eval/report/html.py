@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from vtc.eval.report import cost_table, plots, robustness, tables
 from vtc.files.escape import html as escape
+from vtc.files.strict import read_json
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #666; --line: #ddd; --best: #e3f1e3 }
@@ -114,7 +114,7 @@ def brittle(file: Path) -> list[str]:
     """What each corruption costs, where the run was asked under them."""
     if not file.exists():
         return []
-    found = json.loads(file.read_text("utf-8"))
+    found = read_json(file)
     parts = titled("Robustness", *robustness.table(found))
     return [*parts, f'<p class="note">{escape(robustness.note(found))}</p>']
 

@@ -9,6 +9,7 @@ from zlib import crc32
 
 from vtc.errors import DataError, RunRefused
 from vtc.files.atomic import finite, write_json
+from vtc.files.strict import read_json
 
 FREE = ("model",)  # recorded, but may be spelled differently when a run goes on
 KINDS: dict[str, type | tuple[type, ...]] = {
@@ -60,14 +61,10 @@ def run_settings(folder: Path) -> dict[str, Any]:
 def stored(path: Path) -> dict[str, Any]:
     """What stands in ``path``: an object with the right checksum (``check``), or without one. Raises ``ValueError``."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError(f"a {type(settings).__name__}, not an object")
+        settings = read_json(path)
         if "check" in settings and settings["check"] != checksum(settings):
             raise ValueError("it was changed since it was written: its checksum is another")
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except OSError as error:
+    except FileNotFoundError as error:
         raise ValueError(error.strerror) from None
     return settings
 

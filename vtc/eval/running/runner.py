@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +118,14 @@ class Runner:
             torch.cuda.empty_cache()
         if len(asked) > 1:
             half = len(asked) // 2
-            return self.ask(cell, asked[:half]) + self.ask(cell, asked[half:])
+            lines = self.ask(cell, asked[:half]) + self.ask(cell, asked[half:])
+            if not any("error" in line for line in lines):  # else the line says it
+                warnings.warn(
+                    f"{cell.name}: a batch of {len(asked)} failed ({told(failure)}) and was answered in two parts; a "
+                    "smaller batch size is faster where memory was short, anything else is a fault to report",
+                    stacklevel=2,
+                )
+            return lines
         return [error_line(asked[0].sample, reason(asked[0].sample, failure))]
 
     def tokens(self, asked: list[Asked], inputs: Any) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from vtc.eval.running.describe import describe
 from vtc.eval.studies.sensitivity_report import write_report
 from vtc.files.atomic import write_json
 from vtc.files.lock import lock
+from vtc.files.strict import read_json
 from vtc.kernels.received_attention import received_attention
 from vtc.methods.base import Method
 from vtc.methods.fastv import FastV
@@ -90,7 +90,7 @@ def sensitivity(
     with held(Path(output), config) as folder:
         probe, path = Probe(answerer, benchmark, batch_size), folder / "sensitivity.json"
         found: dict[str, Any] = {"settings": config, "depth": depth}
-        found |= json.loads(path.read_text("utf-8")) if path.exists() else {}
+        found |= read_json(path) if path.exists() else {}
         if "unpatched" not in found:
             found |= {"unpatched": probe.unpatched(), "attention": probe.attention(), "cuts": {}}
             write_json(path, found)
