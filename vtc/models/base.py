@@ -51,18 +51,18 @@ class Weakly:
     """An attribute that holds a module without keeping it alive."""
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
+        self.key = f"_{name}"  # another name: torch.compile takes the descriptor's own for the descriptor
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self
-        module = instance.__dict__[self.name]()
+        module = instance.__dict__[self.key]()
         if module is None:
             raise ReferenceError(f"the model that this {type(instance).__name__} was made for is gone; hold on to it")
         return module
 
     def __set__(self, instance: Any, module: Any) -> None:
-        instance.__dict__[self.name] = weakref.ref(module)
+        instance.__dict__[self.key] = weakref.ref(module)
 
 
 class Family:
