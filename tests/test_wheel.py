@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from setuptools import find_packages
 
-from vtc.version import TRANSFORMERS, __version__, fits
+from vtc.version import __version__
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -59,16 +59,6 @@ def test_the_oldest_versions_are_the_lower_bounds():
     for bound in (w for w in wanted if ">=" in w and not w.startswith(("ruff", "mypy"))):  # those two do not run there
         name, least = bound.split(",")[0].split(">=")
         assert f"{pinned[name]}.".startswith(f"{least}."), f"{bound} is tested with {pinned[name]}"
-
-
-def test_one_bound_of_transformers():
-    """What pip obeys is what ``vtc.patch`` and ``vtc doctor`` ask for, and the newest that is tested is in it."""
-    assert f"transformers{TRANSFORMERS}" in SETTINGS["project"]["dependencies"]
-    (newest,) = [
-        line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("transformers==")
-    ]
-    assert fits(newest.removeprefix("transformers==")) and fits("5.8.0")
-    assert not any(map(fits, ("5.7.0", "5.24.0.dev0", "5.24.0", "5.30.1", "6.0.0")))
 
 
 def test_the_extra_lmms_takes_just_the_filelocks_that_lmms_eval_can_import():

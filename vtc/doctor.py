@@ -7,9 +7,7 @@ import importlib.util
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distribution, version
-
-from vtc.version import TRANSFORMERS, fits
+from importlib.metadata import PackageNotFoundError, distribution, requires, version
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
 OPTIONAL = ("matplotlib", "accelerate", "peft")
@@ -41,9 +39,16 @@ def versions() -> Iterator[Finding]:
         except PackageNotFoundError:
             remedy = f"missing; pip install {name}"
             yield ("BROKEN", name, remedy) if name in NEEDED else ("note", name, "not installed (optional)")
-    if not fits(version("transformers")):
-        remedy = f"{version('transformers')} is not {TRANSFORMERS}; pip install 'transformers{TRANSFORMERS}'"
-        yield "BROKEN", "transformers", remedy
+    yield from bounds()
+
+
+def bounds() -> Iterator[Finding]:
+    """What is installed and is not what vtc-vlm itself asks pip for."""
+    from packaging.requirements import Requirement
+
+    for need in map(Requirement, requires("vtc-vlm") or ()):
+        if need.marker is None and not need.specifier.contains(version(need.name), prereleases=True):
+            yield "BROKEN", need.name, f"{version(need.name)} is not {need.specifier}; pip install '{need}'"
 
 
 def devices() -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -11,7 +12,8 @@ from transformers import DynamicCache, StaticCache
 import vtc
 from tests import zoo
 from tests.support import METHODS, REFUSED, engine, generate, kept, logits, refused
-from tests.versions import skip_before
+from tests.versions import before, skip_before
+from vtc.engine.kv_cache import CACHE_NAMES, RowCacheLayer
 from vtc.errors import BudgetError, NotReduced, UnknownName, UnsupportedModel, VTCError
 
 
@@ -22,13 +24,29 @@ def test_models_whose_pictures_cannot_be_reduced_raise(family):
         vtc.patch(zoo.build(family))
 
 
-@pytest.mark.parametrize("version", ["5.7.0", "5.24.0", "6.0.0"])
-def test_a_transformers_that_would_answer_differently_is_refused(version, model_of, monkeypatch):
+def test_a_layer_that_names_its_cache_otherwise_raises(model_of, monkeypatch):
+    """As transformers 5.24 renamed it: the engine would see no cache, and answers would change without an error."""
     model = model_of("llava")
-    monkeypatch.setattr(vtc.patch.__globals__["transformers"], "__version__", version)
-    with pytest.raises(UnsupportedModel, match=rf"{version} is not .* pip install 'transformers>="):
+
+    def forward(self, hidden_states, attention_mask=None, position_ids=None, kv=None, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(type(model.model.language_model.layers[0]), "forward", forward)
+    with pytest.raises(UnsupportedModel, match=r"LlamaDecoderLayer.forward takes no cache or past_key_values"):
         vtc.patch(model, "random", budget=2)
     assert vtc.patch_of(model) is None
+
+
+@pytest.mark.parametrize("name", sorted(CACHE_NAMES))
+def test_either_name_of_the_cache_is_the_cache(name, model_of):
+    """Of a forward's arguments; transformers before 5.24 knows only the older."""
+    model = model_of("llava")
+    vtc.patch(model, "divprune", budget=4, share=True)
+    if name not in inspect.signature(type(model).forward).parameters and before("transformers", 5, 24):
+        pytest.skip("transformers before 5.24: it has the older name alone")
+    cache = DynamicCache()
+    model(**zoo.prompt(model, 1), **{name: cache})
+    assert isinstance(cache.layers[0], RowCacheLayer) and cache.layers[0].keys.shape[-2] < cache.get_seq_length()
 
 
 def test_a_text_model_raises():

@@ -19,7 +19,7 @@ from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.stage_view import StageView
 from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
-from vtc.engine.kv_cache import cache_bytes, check_cache, held_rows
+from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
 from vtc.engine.prompt_ends import PromptEnds
@@ -98,7 +98,7 @@ class Engine:
             if torch.is_grad_enabled():
                 self.current = Prefill({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
             return
-        check_cache(kwargs.get("past_key_values"))
+        check_cache(cache_given(kwargs))
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
         if fresh:
@@ -186,7 +186,7 @@ class Engine:
     def layer(self, index: int, forward: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run decoder layer ``index`` on the rows that live there."""
         states = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
+        cache = cache_given(kwargs)
         p = None if self.paused else self._pass_of(index, kwargs.get("position_embeddings"))
         if p is None or not p.ids:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))

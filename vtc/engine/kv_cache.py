@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from vtc.engine.rows import Columns
 from vtc.errors import NotReduced, UnsupportedModel
+
+CACHE_NAMES = {"cache", "past_key_values"}  # since transformers 5.24, and before
 
 
 class RowCacheLayer(DynamicLayer):
@@ -148,6 +153,35 @@ class RowCacheLayer(DynamicLayer):
             self.tail, self.logical = self.tail - remove, self.logical - remove
         if self.sliding_window is not None:
             self._leave(self.keys.shape[-2] - self.sliding_window + 1)
+
+
+def cache_given(kwargs: Mapping[str, Any]) -> Cache | None:
+    """The cache among a forward's arguments."""
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
+
+
+def check_layers(layers: Iterable[nn.Module]) -> None:
+    """Raise ``UnsupportedModel`` for decoder layers that are handed their cache under a name not known here: they would
+    compute something else without an error."""
+    for kind in {type(layer) for layer in layers}:
+        if not CACHE_NAMES & set(inspect.signature(kind.forward).parameters):
+            raise UnsupportedModel(
+                f"{kind.__name__}.forward takes no {' or '.join(sorted(CACHE_NAMES))}, so its KV cache cannot be "
+                f"followed (transformers {transformers.__version__}); use a model of a version that vtc was tested with"
+            )
+
+
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, and no cache."""
+    return {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+
+
+def cache_in(output: Any) -> Cache | None:
+    """The cache that a forward returned, under either name or in a tuple."""
+    if isinstance(output, tuple):
+        return next((o for o in output if hasattr(o, "get_seq_length")), None)
+    return getattr(output, "cache" if hasattr(output, "cache") else "past_key_values", None)
 
 
 def plain(cache: Cache | None) -> Cache | None:

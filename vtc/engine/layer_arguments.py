@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.engine.attention.masks import LazyMask
-from vtc.engine.kv_cache import row_layer, stored
+from vtc.engine.kv_cache import cache_given, row_layer, stored
 from vtc.engine.rows import Columns, gather_positions
 from vtc.engine.state import Prefill, Rows
 from vtc.models.base import Family
@@ -35,7 +35,7 @@ class LayerArguments:
 
     def on_rows(self, p: Prefill, cut: Rows, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments for the rows of ``cut``; its cache layer is told what comes."""
-        layer = row_layer(kwargs.get("past_key_values"), index)
+        layer = row_layer(cache_given(kwargs), index)
         past = 0 if layer is None else layer.logical
         new = self._once(  # one object for all layers: masks are cut once a forward at decode, too
             ("columns", id(cut), past),
@@ -64,7 +64,7 @@ class LayerArguments:
 
     def on_all_rows(self, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The same where all rows of this forward run, over a cache that may hold fewer columns than it reports."""
-        layer = stored(kwargs.get("past_key_values"), index)
+        layer = stored(cache_given(kwargs), index)
         if layer is None:
             return kwargs
         batch, length = states.shape[:2]

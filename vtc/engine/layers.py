@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.engine.kv_cache import row_layer
+from vtc.engine.kv_cache import cache_given, row_layer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
 from vtc.engine.sites.kv_reduction import KeyReducer
@@ -49,7 +49,7 @@ def on_some_rows(
     """A layer that some rows skip: they leave it as they came."""
     short = gather_rows(states, cut.inside)
     p.rows_by_layer[index] = short.shape[1]
-    given, layer = kwargs.get("attention_mask"), row_layer(kwargs.get("past_key_values"), index)
+    given, layer = kwargs.get("attention_mask"), row_layer(cache_given(kwargs), index)
     kwargs = arguments.on_rows(p, cut, index, short, kwargs)
     gate = None
     if router is not None and isinstance(cut, Cut) and router.method.learns and torch.is_grad_enabled():
@@ -76,7 +76,7 @@ def on_fewer_keys(
     kwargs: dict[str, Any],
 ) -> Any:
     """A layer whose rows are all there and whose keys are reduced inside its attention."""
-    layer = row_layer(kwargs.get("past_key_values"), index)
+    layer = row_layer(cache_given(kwargs), index)
     mask = keys.mask(p, plan, index, layer, kwargs.get("attention_mask"), states, arguments.backend)
     if layer is not None:
         layer.expect(None, p.length)

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 
 from vtc.engine.report import Report
-from vtc.errors import UnsupportedModel, VTCError
+from vtc.errors import VTCError
 from vtc.methods import registry
 from vtc.methods._spelling import build, make
 from vtc.methods.base import Method
@@ -18,7 +17,6 @@ from vtc.models.inspection import unwrapped
 from vtc.models.timm import is_timm
 from vtc.patching.patch import ATTRIBUTE, Patch
 from vtc.tokens import Budget
-from vtc.version import TRANSFORMERS, __version__, fits
 
 One = str | Method | type[Method]
 Given = One | list[One] | tuple[One, ...]
@@ -47,20 +45,9 @@ def method_of(method: Given, options: dict[str, Any]) -> Method:
     return make(method, method.name, options)
 
 
-def check_transformers() -> None:
-    """Raises ``UnsupportedModel`` beside a transformers whose arguments the engine would not see: it would compute
-    something else without an error."""
-    if not fits(transformers.__version__):
-        raise UnsupportedModel(
-            f"transformers {transformers.__version__} is not {TRANSFORMERS}, which vtc {__version__} works with; "
-            f"pip install 'transformers{TRANSFORMERS}'"
-        )
-
-
 def patch_kind(model: nn.Module) -> type[Patch]:
     """What owns the changes to this model: plain ViTs of timm have blocks and no decoder."""
     if not is_timm(unwrapped(model)):
-        check_transformers()
         return Patch
     from vtc.patching.timm_vit import VitPatch
 

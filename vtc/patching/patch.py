@@ -17,6 +17,7 @@ from vtc.engine.attention.attend import attend
 from vtc.engine.capture.attention_hook import hook_attention
 from vtc.engine.capture.install import hooks_of
 from vtc.engine.forward import Engine
+from vtc.engine.kv_cache import cache_in, check_layers
 from vtc.engine.sites.tower_merging import MergingTower, unmasked
 from vtc.engine.stages import keeps_of
 from vtc.errors import UnsupportedModel, VTCError
@@ -99,6 +100,7 @@ class Patch:
                 self._wrap_tower(family.base, modality)
         if hasattr(family.base, "get_placeholder_mask"):
             self._wrap_placeholders(family.base)
+        check_layers(family.layers)
         for index, layer in enumerate(family.layers):
             self._wrap_layer(layer, index)
         self._wrap_base(family.base)
@@ -140,7 +142,7 @@ class Patch:
             with alone(lock):
                 engine.begin({**dict(zip(names, args, strict=False)), **kwargs})
                 output = forward(*args, **kwargs)
-                engine.end(_cache_in(output))
+                engine.end(cache_in(output))
                 return output
 
         self.changes.replace(base, "forward", around)
@@ -263,13 +265,6 @@ def _named(module: nn.Module, call: Callable[[dict[str, Any]], None]):
         call({**dict(zip(names, args, strict=False)), **kwargs})
 
     return hook
-
-
-def _cache_in(output: Any) -> Any:
-    cache = getattr(output, "past_key_values", None)
-    if cache is None and isinstance(output, tuple):
-        cache = next((o for o in output if hasattr(o, "get_seq_length")), None)
-    return cache
 
 
 def forget_compiled() -> None:

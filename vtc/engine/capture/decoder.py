@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtc.engine.attention.masks import LazyMask, Mask, row_bias
 from vtc.engine.capture.attention_hook import EndOfLayer
-from vtc.engine.kv_cache import snapshot
+from vtc.engine.kv_cache import cache_given, snapshot, without_cache
 from vtc.engine.rows import Columns, gather_positions
 from vtc.engine.state import Prefill, Rows
 from vtc.errors import UnsupportedModel
@@ -64,10 +64,10 @@ class DecoderCapture:
         nothing is written to the cache."""
         before = p.last_cut
         rows = torch.arange(p.length, device=states.device).expand(p.batch, -1) if before is None else before.rows
-        quiet = {**kwargs, "attention_mask": None, "past_key_values": None, "position_ids": None}
+        quiet = {**without_cache(kwargs), "attention_mask": None, "position_ids": None}
         quiet["position_embeddings"] = gather_positions(kwargs.get("position_embeddings"), rows, p.length)
         quiet.pop("hidden_states", None)
-        held = snapshot(kwargs.get("past_key_values"), index)
+        held = snapshot(cache_given(kwargs), index)
         past = 0 if held is None else held.logical
         new = Columns(rows + past, before.valid if before else None, before.log_size if before else None)
         columns = new if held is None else held.columns(new, p.batch, rows.device)

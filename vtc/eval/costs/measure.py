@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import vtc
-from vtc.engine.kv_cache import cache_bytes
+from vtc.engine.kv_cache import cache_bytes, cache_in
 from vtc.errors import VTCError
 from vtc.eval.asking.generate import Answerer, Asked
 from vtc.eval.asking.limits import of_the_sample, told
@@ -116,7 +116,7 @@ def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, fl
     with entered(answerer.model, cell) as model:
         for probe in probes:
             with torch.no_grad(), counter() as count:
-                cache = model(**answerer.inputs([probe]), use_cache=True, logits_to_keep=1).past_key_values
+                cache = cache_in(model(**answerer.inputs([probe]), use_cache=True, logits_to_keep=1))
             figures: dict[str, float] = {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
             if cell.patched:
                 report = vtc.report(model)
