@@ -2,6 +2,7 @@
 
 OMP_NUM_THREADS=2 python scripts/train_scenes.py --minutes 90          # everything, from nothing
 OMP_NUM_THREADS=2 python scripts/train_scenes.py --kind qwen           # a second kind of model, to check on
+OMP_NUM_THREADS=2 python scripts/train_scenes.py --kind llava-deep --seed 1 --out runs/scenes-deep  # a third
 python scripts/train_scenes.py --resume                                # goes on after a stop
 python scripts/train_scenes.py --measure                               # accuracy on the test seeds
 python scripts/train_scenes.py --after-layer 2                         # the price of a cut inside the decoder
@@ -15,11 +16,13 @@ from pathlib import Path
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("llava", "qwen"), default="llava", help="of model (default llava)")
+    kinds = ("llava", "llava-deep", "qwen")
+    parser.add_argument("--kind", choices=kinds, default="llava", help="of model (default llava)")
     parser.add_argument("--minutes", type=float, default=90, help="wall-clock budget of both stages (default 90)")
     parser.add_argument("--tower-share", type=float, default=0.2, help="share of it for the tower (default 0.2)")
     parser.add_argument("--pictures", type=int, default=40_000, help="training pictures of each stage")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights it starts from (default 0)")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "vtc-scenes", help="scratch folder")
     parser.add_argument("--out", type=Path, help="where the checkpoint goes (default: into the package)")
     parser.add_argument("--resume", action="store_true", help="go on from the scratch folder")
@@ -40,7 +43,7 @@ def train(args: argparse.Namespace, out: Path) -> None:
     from vtc.eval.scenes.train.stage1 import train_tower
 
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     kind = registry[args.kind]()
     model = kind.build()
     print(f"{kind.name} {parameter_count(model):.3f}M parameters, tower {parameter_count(kind.tower(model)):.3f}M")

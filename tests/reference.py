@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -123,17 +124,88 @@ def equals_the_whole(model, prompt: dict, out) -> None:
 
 
 def dropped_rows(engine) -> dict[int, Tensor]:
-    """``[B, N]`` for each decoder layer: the rows the last patched forward left out of it."""
+    """``[B, N]`` for each decoder layer: the rows the last patched forward left out, as candidates for keys, too."""
     p = engine.current
     out = {}
     for index in range(engine.depth):
-        cut = p.plans[index].runs or p.plans[index].rows
+        plan = p.plans[index]
+        if engine.freezes_at is not None:
+            out[index] = stopped_rows(engine) & ~candidate_rows(p, plan.candidates)
+            continue
+        cut = plan.runs or plan.rows
         if cut is None:
             continue
         kept = torch.zeros(p.batch, p.length, dtype=torch.bool)
         rows = cut.rows if cut.valid is None else cut.rows.where(cut.valid, cut.rows[:, -1:])
         out[index] = ~kept.scatter(1, rows, True)
     return out
+
+
+def stopped_rows(engine) -> Tensor:
+    """``[B, N]``: the vision rows of the last patched forward."""
+    return torch.stack(list(engine.current.ids.values())).any(dim=0)
+
+
+def candidate_rows(p, of, chosen: Tensor | None = None) -> Tensor:
+    """``[B, N]``: the candidates of a layer that chooses its keys; those that ``chosen [B, K]`` names."""
+    out = torch.zeros(p.batch, p.length, dtype=torch.bool)
+    for prompt in range(p.batch if of is not None else 0):
+        rows = of.place.rows[prompt]
+        real = rows[:0] if of.count[prompt] == 0 else rows if of.place.valid is None else rows[of.place.valid[prompt]]
+        out[prompt, real if chosen is None else rows[[n for n in chosen[prompt].tolist() if n >= 0]]] = True
+    return out
+
+
+@dataclass
+class Chosen:
+    """What text sees in one layer: all but ``others [B, N]``, for which, where there are ``means``, one key stands."""
+
+    vision: Tensor
+    others: Tensor
+    sizes: Tensor
+    means: list[bool]
+
+    @classmethod
+    def of(cls, engine, index: int, columns: int) -> Chosen | None:
+        p, plan = engine.current, engine.current.plans[index]
+        if plan.chosen is None:
+            return None
+        others = candidate_rows(p, plan.candidates) & ~candidate_rows(p, plan.candidates, plan.chosen)
+        logs = log_sizes(engine).get(index, torch.zeros(others.shape))
+        padded = (torch.nn.functional.pad(t, (0, columns - t.shape[1])) for t in (stopped_rows(engine), others, logs))
+        return cls(*padded, plan.candidates.with_mean)
+
+    def attend(self, q, k, v, mask, scale, run, **kwargs):
+        batch, n = self.vision.shape
+        bias = mask.expand(batch, -1, -1, -1).clone()
+        low = torch.finfo(bias.dtype).min
+        bias = torch.cat([bias, torch.full_like(bias[..., :1], low)], dim=-1)
+        k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2) for x in (k, v))
+        for prompt in range(batch):
+            others = self.others[prompt].nonzero()[:, 0].tolist()
+            text = (~self.vision[prompt]).nonzero()[:, 0].tolist()
+            for row in text:
+                bias[prompt, :, row, others] = low
+            if not others or not self.means[prompt]:
+                continue
+            sizes = [self.sizes[prompt, row].double().exp() for row in others]
+            for x in (k, v):
+                x[prompt, :, -1] = sum(s * x[prompt, :, row] for s, row in zip(sizes, others, strict=True)) / sum(sizes)
+            last = int(self.vision[prompt].nonzero().max())
+            bias[prompt, :, [row for row in text if row > last], -1] = float(sum(sizes).log())
+        return run(q, k, v, bias, **{**kwargs, "scaling": scale})
+
+
+@contextmanager
+def choosing(model, chosen: dict[int, Chosen | None]):
+    """The unpatched model whose text sees in each layer what was chosen there. Inside ``masked``, which makes masks."""
+    module = family_of(model).decoder_attention
+    undo = [hook_attention(module(index), attend=one.attend) for index, one in chosen.items() if one is not None]
+    try:
+        yield
+    finally:
+        for one in undo:
+            one()
 
 
 def cuts_of(engine) -> dict:
@@ -145,7 +217,8 @@ def log_sizes(engine) -> dict[int, Tensor]:
     """``[B, N]`` for each decoder layer of the last patched forward: log of the tokens each of its rows stands for."""
     p, out = engine.current, {}
     for index in range(engine.depth):
-        cut = p.plans[index].rows
+        stopped = engine.freezes_at is not None and index >= engine.freezes_at
+        cut = p.last_cut if stopped else p.plans[index].rows
         if cut is not None and cut.log_size is not None:
             out[index] = torch.zeros(p.batch, p.length, dtype=cut.log_size.dtype).scatter(1, cut.rows, cut.log_size)
     return out

@@ -385,7 +385,7 @@ def test_calibrate_prints_what_eval_takes(saved):
     assert result.exit_code == 0, result.stderr
     method = build(result.stdout.strip().splitlines()[-1])
     assert method.name == "adaptive"
-    for spec in ("adaptive:layer=3:narrow=0.5", "adaptive:layer=null", "divprune+share", "pyramiddrop:layers=[1, 2]"):
+    for spec in ("adaptive:layer=3:candidates=2", "adaptive:layer=null", "divprune+share", "pyramiddrop:layers=[1, 2]"):
         assert build(spell(build(spec))) == build(spec)
 
 

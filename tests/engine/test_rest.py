@@ -30,8 +30,8 @@ from vtc.methods._spelling import build
 
 LAYERS = 4  # of the models here
 SPECS = (
-    "adaptive:layer=2:narrow=0.5:rest=[1,3]",
-    "perceiver:layer=2:narrow=0.5:rest=[0,1]",  # tokens enter late
+    "divprune:rest=[1,3]+share/fastv:layer=3",
+    "perceiver:rest=[0,1]",  # tokens enter late
     "divprune:rest=[0,2]+share",
     "divprune:rest=[1]",
     "pyramiddrop:layers=[1,3]:rest=[0,2]",
@@ -139,7 +139,7 @@ def test_a_whole_budget_changes_nothing_and_one_below_is_met(model_of):
 def test_what_rests_is_saved_with_the_method(model_of, tmp_path):
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)
-    vtc.patch(model, "adaptive", budget=0.3, layer=2, rest=(1,))
+    vtc.patch(model, "adaptive", budget=0.3, layer=2, rest=(1, 3))
     want = logits(model, prompt)
     vtc.save(model, tmp_path / "model")
     assert torch.equal(logits(vtc.load(tmp_path / "model").eval(), prompt), want)

@@ -58,7 +58,7 @@ def test_untrained_it_is_divprune_with_share(family, model_of):
 def test_with_a_second_cut_it_starts_as_adaptive(family, model_of):
     model = model_of(family)
     prompt = zoo.batch([zoo.prompt(model, n, seed=n) for n in (1, 2)])
-    cuts = {"layer": 1, "narrow": 0.5}
+    cuts = {"layer": 3, "candidates": 2}
     with vtc.patched(model, "adaptive", budget=0.4, **cuts):
         want, spent = logits(model, prompt), vtc.report(model).average_tokens
     vtc.patch(model, "perceiver", budget=0.4, **cuts)

@@ -59,6 +59,11 @@ def solve(
     return tuple(counts(low))
 
 
+def keys_a_layer(full: int, budget: Budget, layers: int, rest: tuple[int, ...] = ()) -> int:
+    """How many keys of a picture of ``full`` tokens each decoder layer may have, those of ``rest`` none."""
+    return max(1, min(full, math.floor(budget.tokens(full) * layers / (layers - len(rest)) + 1e-9)))
+
+
 def keys_to_spend(full: int, budget: Budget, first: int, layers: int) -> int:
     """How many keys the decoder layers from ``first`` on may hold together of a picture of ``full`` tokens, when the
     layers before hold them all."""

@@ -1,4 +1,4 @@
-"""``vtc calibrate``: where in a model's decoder the question decides, and where vision tokens may rest."""
+"""``vtc calibrate``: where in a model's decoder vision tokens may stop and rest, and of how many to choose."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def calibrate(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    r"""Find the layer and width of adaptive's second cut for a model, and the layers in which its vision tokens may
-    rest; print them as vtc eval takes them.
+    r"""Find in which layer of a model vision tokens may stop running, how many of them its layers need to choose from,
+    and the layers in which they may rest; print it as vtc eval takes it, or plain "adaptive" where nothing is clearly
+    better. What holds at other budgets goes to the terminal.
 
         vtc calibrate ./my-vlm --data questions.jsonl
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,16 +22,18 @@ from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
 from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
-from vtc.engine.layers import enter, leave, on_fewer_keys, on_some_rows
+from vtc.engine.layers import enter, leave, on_chosen_keys, on_fewer_keys, on_some_rows
 from vtc.engine.prompt_ends import PromptEnds
 from vtc.engine.report import Report, summarise
+from vtc.engine.sites.frozen import candidates_of
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stage_placement import place_stages
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
-from vtc.engine.state import Cut, LayerPlan, Prefill
+from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
 from vtc.engine.stopwatch import Stopwatch
 from vtc.errors import NotReduced, UnsupportedModel
+from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.signals.base import Signal
@@ -47,6 +50,7 @@ class Engine:
         self.family, self.method = family, method
         self.depth = len(family.layers)
         self.stage_at = place_stages(method, family)
+        self.freezes_at = next((at for at, n in self.stage_at.items() if method.stages()[n].freezes), None)
         self.tower, self.decoder, self.arguments = TowerCapture(family), DecoderCapture(family), LayerArguments(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
@@ -157,6 +161,8 @@ class Engine:
                 "prompt as input_ids and call the model itself, not a part of it, or vtc.unpatch(model)"
             )
         p.restored = None
+        if p.stopped is not None and not p.grad:
+            p.stopped = p.stopped.new_empty(0)  # the pass outlives the forward
         self.arguments.forget()
         for run in self.tower.runs.values():
             run.used = True
@@ -168,7 +174,8 @@ class Engine:
         if self.router is not None:
             return all(p.plans[index].runs is not None for index in range(self.router.first, self.depth))
         if self.keys is None:
-            return len(p.cuts) == len(self.stage_at)
+            frozen = self.freezes_at is not None
+            return len(p.cuts) + frozen == len(self.stage_at) and (p.stopped is not None or not frozen)
         return all(p.plans[index].keys is not None for index in range(self.keys.first, self.depth))
 
     def report(self) -> Report:
@@ -197,6 +204,8 @@ class Engine:
         p.rows_by_layer[index] = states.shape[1]
         if self.keys is not None and p.over and index >= self.keys.first:
             return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
+        if p.over and self.freezes_at is not None:
+            return self._choosing(p, plan, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
@@ -208,6 +217,29 @@ class Engine:
             kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
             output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
         return leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
+
+    def _choosing(
+        self, p: Prefill, plan: LayerPlan, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict
+    ) -> Any:
+        """A layer that chooses its keys of the candidates, before they stop or behind."""
+        states, stopped = enter(p, plan, states), p.stopped
+        of, first = candidates_of(p), self.freezes_at or 0
+        rows: Rows | None = plan.rows if index < first else of.text
+        if index == first:  # anew where it is replayed for a gradient
+            stopped = gather_rows(states, of.place.inside)
+            p.stopped = stopped if p.stopped is None else p.stopped
+            states = gather_rows(states, of.text.inside)
+        p.rows_by_layer[index] = states.shape[1]
+        if plan.runs is not None:
+            output = on_some_rows(self.arguments, None, p, plan.runs, index, states, forward, args, kwargs)
+        elif index in self.method.rest:
+            kwargs = self.arguments.on_rows(p, of.text, index, states, kwargs)
+            output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+        else:
+            plan.candidates = of
+            stopped = stopped if index >= first else None
+            output = on_chosen_keys(self.arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
+        return leave(p, rows, output) if plan.restore and rows is not None else output
 
     def _pass_of(self, index: int, tables: Any) -> Prefill | None:
         """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient
@@ -238,17 +270,25 @@ class Engine:
                 view = self._view(p, index, states, forward, kwargs)
                 signals = view.signals(self.method.signals(0))
                 return LayerPlan(runs=self.router.cut(p, index, view.tokens, view.position, signals))
-        before = p.last_cut
-        plan = LayerPlan(regather=before if p.restored is not None else None, rows=before)
+        if p.over and self.freezes_at is not None and index > self.freezes_at:
+            text = candidates_of(p).text
+            return LayerPlan(regather=text if p.restored is not None else None, restore=self._restores(p, index))
+        plan = LayerPlan(regather=p.last_cut if p.restored is not None else None, rows=p.last_cut)
+        if p.over and index == self.freezes_at:
+            return replace(plan, restore=self._restores(p, index))
         if index in self.stage_at and p.over and self.keys is None:
             with p.clock, torch.no_grad():  # gradients flow through the values, which a replay makes anew
                 seen = states if plan.regather is None else regather(states, p, plan.regather)
                 plan.enter = plan.rows = self._select(p, index, seen, forward, kwargs)
             p.cuts.append(plan.enter)
-        if p.over and index in self.method.rest:
+        if p.over and index in self.method.rest and index != self.freezes_at:
             plan.runs = text_rows(p)
-        plan.restore = plan.rows is not None and (index == self.depth - 1 or index < p.between)
+        plan.restore = plan.rows is not None and self._restores(p, index)
         return plan
+
+    def _restores(self, p: Prefill, index: int) -> bool:
+        """Whether full-length states leave the layer."""
+        return index == self.depth - 1 or index < p.between
 
     def _select(self, p: Prefill, index: int, states: Tensor, forward: Callable, kwargs: dict[str, Any]) -> Cut:
         stage, view = self.stage_at[index], self._view(p, index, states, forward, kwargs)

@@ -42,7 +42,7 @@ class LayerArguments:
             cut,
             lambda: Columns(cut.rows + past if past else cut.rows, cut.valid, cut.log_size),
         )
-        mask, tables = kwargs.get("attention_mask"), kwargs.get("position_embeddings")
+        mask = kwargs.get("attention_mask")
         held = None if layer is None else layer.kept
 
         def subset() -> LazyMask:
@@ -54,13 +54,17 @@ class LayerArguments:
             layer.expect(new, p.length, prompt)
         key = ("mask", id(mask), id(cut), id(held), past)
         return {
-            **kwargs,
+            **self.placed(p, cut, kwargs),
             "attention_mask": self._mask(index, self._once(key, (mask, cut, held), subset)),
-            "position_embeddings": self._once(
-                ("tables", id(tables), id(cut)), (tables, cut), lambda: gather_positions(tables, cut.rows, p.length)
-            ),
-            "position_ids": None,  # gaps would look like packed sequences to flash attention
         }
+
+    def placed(self, p: Prefill, rows: Rows, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments with the positions of these rows."""
+        tables = kwargs.get("position_embeddings")
+        cut = self._once(
+            ("tables", id(tables), id(rows)), (tables, rows), lambda: gather_positions(tables, rows.rows, p.length)
+        )
+        return {**kwargs, "position_embeddings": cut, "position_ids": None}  # gaps would look like packed sequences
 
     def on_all_rows(self, index: int, states: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The same where all rows of this forward run, over a cache that may hold fewer columns than it reports."""

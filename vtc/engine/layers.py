@@ -11,10 +11,11 @@ from torch import Tensor
 from vtc.engine.kv_cache import cache_given, row_layer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
+from vtc.engine.sites.frozen import Choice, keys_of
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import merge_rows, regather
-from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
+from vtc.engine.state import Candidates, Cut, LayerPlan, Prefill, Rows
 from vtc.kernels.gather import gather_rows
 
 
@@ -28,7 +29,7 @@ def enter(p: Prefill, plan: LayerPlan, states: Tensor) -> Tensor:
     return states
 
 
-def leave(p: Prefill, cut: Cut, output: Any) -> Any:
+def leave(p: Prefill, cut: Rows, output: Any) -> Any:
     short = output[0] if isinstance(output, tuple) else output
     full = restore_rows(short, cut.rows, cut.valid, p.length)
     p.restored = (full, short)
@@ -81,3 +82,34 @@ def on_fewer_keys(
     if layer is not None:
         layer.expect(None, p.length)
     return forward(*args, **{**kwargs, "attention_mask": mask})
+
+
+def on_chosen_keys(
+    arguments: LayerArguments,
+    p: Prefill,
+    plan: LayerPlan,
+    of: Candidates,
+    index: int,
+    states: Tensor,
+    forward: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+    stopped: Tensor | None = None,
+) -> Any:
+    """A layer whose text sees the candidates it chooses: ``states`` are those of text and candidates, or, where these
+    have ``stopped``, of text alone."""
+    layer = row_layer(cache_given(kwargs), index)
+    past = 0 if layer is None else layer.logical
+    held = layer.columns(0, p.batch, states.device) if layer is not None and past else None
+    given, attn = kwargs.get("attention_mask"), arguments.backend
+    choice = Choice(p, plan, of, layer, held, past, given, attn, states.dtype)
+    if stopped is None:
+        kwargs = kwargs if plan.rows is None else arguments.placed(p, plan.rows, kwargs)
+        mask: Any = choice.among(plan.rows)
+    else:
+        mask = choice.beside(keys_of(of.place, stopped, p, past, forward, kwargs, attn))
+        kwargs = arguments.placed(p, of.text, kwargs)
+    if layer is not None:
+        layer.expect(None, p.length)
+    kwargs = {**kwargs, "attention_mask": mask}
+    return forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})

@@ -77,6 +77,11 @@ def choose_rows(kept: Tensor, spare: Tensor, count: list[int]) -> tuple[Tensor, 
     return rows, (None if min(count) == wide else kept.gather(1, rows))
 
 
+def taken(x: Tensor, rows: Tensor) -> Tensor:
+    """``[B, H, K, d]``: those rows of ``x [B, H, N, d]`` that ``rows [B, K]`` names."""
+    return x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+
 def put_rows(full: Tensor, short: Tensor, rows: Tensor, valid: Tensor | None) -> Tensor:
     """``full [B, N, D]`` with ``short [B, K, D]`` at the rows ``rows [B, K]``, where they are valid."""
     index = rows[..., None].expand_as(short)

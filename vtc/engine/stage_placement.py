@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vtc.engine.capture.attention_hook import uses_interface
 from vtc.errors import UnsupportedModel
 from vtc.methods.base import Method
 from vtc.models.base import Family
@@ -15,6 +16,8 @@ def place_stages(method: Method, family: Family) -> dict[int, int]:
     at: list[int] = []
     for stage in method.stages():
         index = stage.index(depth)
+        if stage.freezes and isinstance(stage.layer, float):  # DeepStack writes to rows that run
+            index = max(index, family.deepstack)
         taken = bool(at) and isinstance(stage.layer, float) and index <= at[-1]
         at.append(at[-1] + 1 if taken else index)  # two fractions can fall on one layer of a shallow decoder
     if sorted(set(at)) != at or at[-1] >= depth:
@@ -26,7 +29,9 @@ def place_stages(method: Method, family: Family) -> dict[int, int]:
     if method.rest:
         check_rest(method, depth, at)
     one_run = at == [0] and not method.rest
-    if family.hybrid and (not one_run or method.reduces_keys or method.skips_layers):
+    if method.freezes:
+        check_freezing(method, family, at)
+    if family.hybrid and (not one_run or method.freezes or method.reduces_keys or method.skips_layers):
         raise UnsupportedModel(
             f"{type(family.model).__name__} has recurrent decoder layers, which cannot skip tokens midway; "
             "use a method at the decoder's input, such as divprune"
@@ -52,6 +57,26 @@ def check_hooks(method: Method, at: list[int]) -> None:
         raise ValueError(
             f"{method.name} looks at the layer before its stage, and a stage stands before layer 0; give it layer 1 or "
             "a later one"
+        )
+
+
+def can_freeze(family: Family) -> bool:
+    """Whether vision tokens can stop in this decoder: all its layers attend by transformers' interface, and one comes
+    after DeepStack and after the first."""
+    depth = len(family.layers)
+    return (
+        not family.hybrid
+        and all(family.attends(n) and uses_interface(family.decoder_attention(n)) for n in range(depth))
+        and max(1, family.deepstack) < depth
+    )
+
+
+def check_freezing(method: Method, family: Family, at: list[int]) -> None:
+    """Raises ``UnsupportedModel`` where DeepStack would write to vision tokens that have stopped."""
+    if at[-1] < family.deepstack:
+        raise UnsupportedModel(
+            f"{method.name}: vision tokens stop before layer {at[-1]}, and {type(family.model).__name__} adds features "
+            f"to them behind each of its first {family.deepstack}; let them stop at layer {family.deepstack} or later"
         )
 
 

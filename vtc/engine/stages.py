@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from vtc.budget.schedule import solve
+from vtc.budget.schedule import keys_a_layer, solve
 from vtc.budget.spend import Spend, needs
 from vtc.engine.placeholders import Layout, build_layout
 from vtc.engine.rows import choose_rows
@@ -53,7 +55,7 @@ def open_prefill(
     p.keeps = [keeps_of(method, b, starts, len(family.layers), [n])[0] for b, n in zip(own, totals, strict=True)]
     # Where tokens rest, all of them can be within the budget.
     least = [b.tokens(n) if method.rest else keep[-1] for b, n, keep in zip(own, totals, p.keeps, strict=True)]
-    p.over = any(kept < total for kept, total in zip(least, totals, strict=True))
+    p.over = method.freezes or any(kept < total for kept, total in zip(least, totals, strict=True))
 
 
 @torch.no_grad()
@@ -68,8 +70,17 @@ def keeps_of(
     method: Method, budget: Budget, starts: tuple[int, ...], layers: int, totals: list[int]
 ) -> list[tuple[int, ...]]:
     """For pictures of ``totals`` tokens, how many each stage keeps."""
-    powers, factors = zip(*((stage.power, stage.factor) for stage in method.stages()), strict=True)
-    return [solve(total, budget, starts, powers, layers, method.name, factors, method.rest) for total in totals]
+    stages = method.stages()
+    powers, factors = zip(*((stage.power, stage.factor) for stage in stages), strict=True)
+    if not stages[-1].freezes:
+        return [solve(total, budget, starts, powers, layers, method.name, factors, method.rest) for total in totals]
+    found = []
+    for total in totals:
+        keys = keys_a_layer(total, budget, layers, method.rest)
+        wide = Budget(max(1, min(total, math.floor(stages[-1].candidates * budget.tokens(total)))))
+        cuts = solve(total, wide, starts[:-1], powers[:-1], layers, method.name, factors[:-1]) if starts[:-1] else ()
+        found.append((*cuts, min(keys, *cuts) if cuts else keys))
+    return found
 
 
 def _check_known(p: Prefill, runs: dict[str, TowerRun]) -> None:
@@ -203,12 +214,14 @@ def merge_rows(states: Tensor, cut: Cut) -> Tensor:
     return at_anchors(out, cut, value, accumulate=False)
 
 
-def regather(states: Tensor, p: Prefill, cut: Cut) -> Tensor:
+def regather(states: Tensor, p: Prefill, cut: Rows) -> Tensor:
     """The rows of ``cut`` from states that were restored to full length; what was added to a slot's tokens in between
     (DeepStack features) merges by the same slots as the tokens did."""
     if p.restored is not None and states is p.restored[0]:
         return p.restored[1]
     taken = gather_rows(states, cut.rows)
+    if not isinstance(cut, Cut):  # text alone, to which nothing merges
+        return taken
     past = p.cuts[: p.cuts.index(cut) + 1]  # a stage at this very layer is not among them
     if not any(c.reduction.merges for c in past):
         return taken

@@ -14,6 +14,8 @@ from vtc.engine.stopwatch import Stopwatch
 from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
 
+SPARED, HIDDEN = 8, 16  # keys, and candidates a key, from which on one key stands for all that are none
+
 
 @dataclass
 class Remaining:
@@ -54,15 +56,37 @@ class Cut(Rows):
     position: Tensor
 
 
+@dataclass(eq=False)
+class Candidates:
+    """Vision tokens of which every layer chooses its keys anew. place: their rows of the prompts, filled up where
+    prompts have fewer; count: how many each prompt has; keys: how many of them each layer has as keys; text: the other
+    rows; asking ``[B, R]``: which of these rank the candidates, -1 padded."""
+
+    place: Rows
+    count: list[int]
+    keys: list[int]
+    text: Rows
+    asking: Tensor
+
+    @property
+    def with_mean(self) -> list[bool]:
+        """Of each prompt, whether one of its keys is the mean of the candidates that are none: where a key can be
+        spared for it, or nearly all of the picture would be out of sight."""
+        pairs = zip(self.keys, self.count, strict=True)
+        return [1 < keys < count and (keys >= SPARED or count >= HIDDEN * keys) for keys, count in pairs]
+
+
 @dataclass
 class LayerPlan:
     """What one decoder layer does to the states that reach it; kept, so that gradient checkpointing can replay it."""
 
     enter: Cut | None = None  # a stage stands here
-    regather: Cut | None = None  # the states arrive full length again: take the rows of this earlier cut
+    regather: Rows | None = None  # the states arrive full length again: take these rows, which ran before
     rows: Cut | None = None  # the rows that are there (None: all)
     runs: Rows | None = None  # those of them that the layer runs on, the others leave it as they came (None: all)
     keys: Cut | None = None  # the rows whose keys its rows see (None: those of ``rows``); cut inside its attention
+    candidates: Candidates | None = None  # of which it chooses its keys
+    chosen: Tensor | None = None  # ``[B, K]``, -1 padded: those of them that are keys (None: all)
     restore: bool = False  # full-length states leave the layer
 
 
@@ -93,6 +117,8 @@ class Prefill:
     needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need
     over: bool = False  # some picture must shrink
     text: tuple[Cut | None, Rows] | None = None  # the text rows behind that cut
+    candidates: tuple[Cut | None, Candidates] | None = None  # behind that cut
+    stopped: Tensor | None = None  # ``[B, M, D]``: the states in which candidates stopped
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)
     plans: dict[int, LayerPlan] = field(default_factory=dict)

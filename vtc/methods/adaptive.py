@@ -1,4 +1,4 @@
-"""Adaptive: at the decoder's input keep what covers the picture, inside the decoder what the question looks at."""
+"""Adaptive: cover the picture with few tokens, let every layer ask for its own keys of them, and stop them early."""
 
 from __future__ import annotations
 
@@ -11,53 +11,46 @@ from torch import Tensor
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
+from vtc.methods.frozen import check_candidates
 from vtc.signals.base import Signal
-from vtc.signals.text_attention import TextAttention
 from vtc.tokens import Reduction, VisionTokens, cut
 
 
 @register("adaptive")
 @dataclass(frozen=True)
 class Adaptive(Method):
-    """Two cuts that need no tower signal, so that every family has them.
+    """Nothing of it needs a tower signal or calibration, so that every family has it.
 
-    Before the first decoder layer: greedy max-min diversity (as DivPrune), each dropped token merged into its nearest
-    kept one, which from there on weighs for all it stands for (``share``). Before decoder layer ``layer`` (an int, or a
-    fraction of depth; None = no second cut): the tokens that the prompt's last row attends to most in that layer, mean
-    over heads, computed from the states at its entry; sizes stay, and what is cut here hands its share to nobody. The
-    second cut leaves ``narrow`` of what the first left.
+    Before the first decoder layer ``candidates`` times the budget are kept: greedy max-min diversity (as DivPrune),
+    each dropped token merged into its nearest kept one, which from there on weighs for all it stands for (``share``).
+    Of these every layer chooses its keys by the question, as many as the budget says, and they run up to decoder layer
+    ``layer`` (an int, or a fraction of depth) alone, as in ``frozen``. ``layer=None``: the first cut alone, at the
+    budget.
 
-    Which layer knows what the question asks for differs from model to model: ``vtc.calibrate`` finds it. The defaults
-    are those of the testbed's model (docs/adaptive.md).
+    With the defaults half as many rows more run, averaged over layers, than keys are held.
     """
 
     name: ClassVar[str] = "adaptive"
     paper: ClassVar[str] = "of this library; docs/adaptive.md"
 
-    layer: int | float | None = 0.375
-    narrow: float = 0.3
+    layer: int | float | None = 0.25
+    candidates: float = 6.0
     share: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        narrow = self.narrow
-        if isinstance(narrow, bool) or not isinstance(narrow, (int, float)) or not 0 < narrow <= 1:
-            raise ValueError(f"{self.name}: narrow={narrow!r} is not a share in (0, 1]; give one, like 0.3")
+        check_candidates(self.name, self.candidates)
         super().__post_init__()
         if self.layer is not None and self.layer == 0:
             raise ValueError(
                 f"{self.name}: layer={self.layer!r} is where the first cut stands; give an int from 1, a fraction of "
-                "depth in (0, 1), or None for no second cut"
+                "depth in (0, 1), or None for the first cut alone"
             )
 
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage(0),) if self.layer is None else (Stage(0), Stage(self.layer, factor=self.narrow))
-
-    def signals(self, stage: int) -> tuple[Signal, ...]:
-        return (TextAttention("next"),) if stage else ()
+        first = (Stage(0),)
+        return first if self.layer is None else (*first, Stage(self.layer, freezes=True, candidates=self.candidates))
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        if stage:
-            return Reduction.top(signals[TextAttention("next")], keep, tokens)
         order = greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid)
         return Reduction.keep(cut(order, keep), tokens)

@@ -18,11 +18,17 @@ from vtc.tokens import Reduction, VisionTokens
 class Stage:
     """One cut. ``layer`` is where it happens: an int is a decoder layer (0 = the decoder's input, before the first
     layer), a float a fraction of depth. With several stages, stage s keeps ``factor * count * ratio ** power`` tokens,
-    one ``ratio`` for all of them, solved from the budget."""
+    one ``ratio`` for all of them, solved from the budget.
+
+    ``freezes`` (the last stage alone): no token is dropped. Every decoder layer chooses anew by the question which of
+    the tokens that are there are keys, as many as the budget says, and from ``layer`` on none of them runs. The stages
+    before keep ``candidates`` times the budget."""
 
     layer: int | float = 0
     power: int = 1
     factor: float = 1.0
+    freezes: bool = False
+    candidates: float = 1.0
 
     def __post_init__(self) -> None:
         layer = self.layer
@@ -144,6 +150,11 @@ class Method:
     def signals(self, stage: int) -> tuple[Signal, ...]:
         """What ``reduce`` must see at that stage; each is one value (or vector) per token."""
         return ()
+
+    @property
+    def freezes(self) -> bool:
+        """Whether every layer chooses its keys anew, of tokens that stop running in some layer."""
+        return any(stage.freezes for stage in self.stages())
 
     def need(self, tokens: VisionTokens, signals: dict[Signal, Tensor]) -> Tensor:
         """``[I]``: how many keys each picture needs in this layer, in any unit: layers share the budget by it. Asked

@@ -43,6 +43,10 @@ class Combined(Method):
         skips = [m.name for m in given if m.skips_layers]
         if skips:
             raise ValueError(f"combined: the tokens {skips[0]} lets skip a layer come back in the next; use it alone")
+        if any(m.freezes for m in given[:-1]):
+            raise ValueError(
+                "combined: the tokens of a method that freezes them can be cut no more; let it be the last"
+            )
         if any(m.spend != EQUAL for m in given):
             raise ValueError("combined: its methods have one budget, so give spend to all of them together, not to one")
         object.__setattr__(self, "methods", tuple(given))

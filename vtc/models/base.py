@@ -131,6 +131,11 @@ class Family:
         """
         raise NotImplementedError
 
+    @property
+    def deepstack(self) -> int:
+        """After how many of the first decoder layers features of the tower are added to vision tokens (DeepStack)."""
+        return len(getattr(getattr(self.base.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+
     def reads_between(self, kwargs: dict[str, Any]) -> int:
         """After how many of the first decoder layers something reads or writes full-length states (DeepStack), from
         the keyword arguments of the text model's forward."""

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from vtc.engine.report import Report
+from vtc.engine.stage_placement import can_freeze
 from vtc.errors import VTCError
 from vtc.methods import registry
 from vtc.methods._spelling import build, make
 from vtc.methods.base import Method
+from vtc.models import family_of
 from vtc.models.inspection import unwrapped
 from vtc.models.timm import is_timm
 from vtc.patching.patch import ATTRIBUTE, Patch
@@ -24,9 +26,11 @@ DEFAULT_METHOD, DEFAULT_BUDGET = "adaptive", 0.25
 
 
 def default_method(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """``adaptive`` with its first cut alone: where a second one belongs differs from model to model, and a wrong place
-    costs more than it brings (docs/adaptive.md); ``vtc.calibrate`` finds it. ``tome`` in plain ViTs."""
-    return ("tome", {}) if is_timm(unwrapped(model)) else (DEFAULT_METHOD, {"layer": None})
+    """``adaptive``; its first cut alone where decoder layers are recurrent, or attend by code of their own. ``tome`` in
+    plain ViTs."""
+    if is_timm(unwrapped(model)):
+        return "tome", {}
+    return DEFAULT_METHOD, {} if can_freeze(family_of(model)) else {"layer": None}
 
 
 def method_of(method: Given, options: dict[str, Any]) -> Method:

@@ -1,10 +1,10 @@
-"""What a few example prompts tell of a model: where in its decoder the question decides (the layer and width of
-``adaptive``'s second cut), in which layers vision tokens may rest, and how many tokens its pictures need."""
+"""What a few example prompts tell of a model: where in its decoder vision tokens may stop and rest, of how many its
+layers choose, and how many tokens its pictures need."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from vtc.budget.spend import POWER, Spend, settle
 from vtc.engine.capture.tower import PIXELS
+from vtc.engine.stage_placement import can_freeze
 from vtc.errors import BudgetError
 from vtc.methods.adaptive import Adaptive
+from vtc.methods.base import Stage
 from vtc.methods.divprune import DivPrune
 from vtc.models import family_of
 from vtc.patching.api import laid_aside, patched, report
 from vtc.tokens import Budget
 
-NARROW = (0.5, 0.3, 0.15)
+LAYERS = (0.125, 0.25, 0.375, 0.5)  # where tokens may stop, as fractions of depth
+CANDIDATES = (2.0, 4.0, 6.0, 8.0)  # and how many times the budget may be candidates
+ELSEWHERE = (0.5, 2.0, 4.0)  # times the budget, where a choice is looked at, too
 
 
 @torch.no_grad()
@@ -28,22 +32,23 @@ def calibrate(
     model: nn.Module,
     prompts: Iterable[dict[str, Any]],
     budget: int | float | Budget = 0.03125,
-    layers: Sequence[int] | None = None,
-    narrow: Sequence[float] = NARROW,
+    layers: Sequence[int | float] = LAYERS,
+    candidates: Sequence[float] = CANDIDATES,
     rest: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Adaptive:
-    """The ``Adaptive`` whose answers at ``budget`` stay closest to the unpatched model's, to hand to ``vtc.patch``.
+    """The ``Adaptive`` whose answers at ``budget`` stay closest to the unpatched model's, to hand to ``vtc.patch``; the
+    uncalibrated one, ``Adaptive()``, unless another is closer by more than chance.
 
     prompts: a few dozen prompts with pictures as the processor makes them (unpadded or padded on the left); no answers
-    are needed. Closeness is the Kullback-Leibler divergence of the next token's distribution after the prompt, mean
-    over prompts. layers: candidates for the second cut (default: every layer of the first two thirds, at most 12 of
-    them); narrow: candidates for its width; rest: layers in which tokens may rest (default: all). No second cut and no
-    rest are candidates too.
+    are needed. Closeness is the Kullback-Leibler divergence of the next token's distribution after the prompt. layers:
+    where tokens may stop running; candidates: how many times the budget may be kept of them; rest: decoder layers in
+    which they may rest (default: all; none: ``()``).
 
-    The choice is made for this budget: at others the second cut may cost more than it brings, so compare with
-    ``layer=None`` there (docs/adaptive.md). A patch that is on stays on and has no part in it. Raises ``ValueError``
-    without prompts, or where one is padded on the right.
+    Every second prompt is searched on, the others decide whether what was found is closer than the uncalibrated one:
+    on these it was not chosen. With ``progress`` what holds at other budgets is said on the terminal. A patch that is
+    on stays on and has no part in it. Raises ``ValueError`` with less than two prompts, or where one is padded on the
+    right.
     """
     from tqdm import tqdm
 
@@ -51,75 +56,99 @@ def calibrate(
     if not prompts:
         raise ValueError("calibrate needs prompts with pictures; give a few dozen, as the processor makes them")
     family = family_of(model)
-    depth = len(family.layers)
-    if family.hybrid:
+    if not can_freeze(family):
         return Adaptive(layer=None)
+    depth = len(family.layers)
     with laid_aside(model), tqdm(desc="calibrating", unit="try", disable=not progress) as bar:
         tries = Tries(model, prompts, budget, bar)
-        plain = Adaptive(layer=None)
-        cuts = [Adaptive(layer=at, narrow=n) for at in (spread(depth) if layers is None else layers) for n in narrow]
-        alone = min([plain, *cuts], key=tries.distance)
-        best = with_rest(tries, [plain, *cuts], range(depth) if rest is None else rest, depth)
-        return best if best is not None and tries.clearly_closer(best, alone) else alone
+        if len(tries) < 2:
+            raise ValueError("calibrate searches on one half of the prompts and decides on the other; give two or more")
+        rule = Adaptive()
+        places = sorted({Stage(at).index(depth) for at in layers} - {0})
+        stops = [at for at in places if family.deepstack <= at < depth]
+        found = closest(tries, rule, stops, candidates, range(depth) if rest is None else rest, depth)
+        chosen = found if tries.clearly_closer(found, rule) else rule
+        if progress and chosen != rule:
+            for line in elsewhere(tries, chosen, rule):
+                bar.write(line)
+    return chosen
 
 
-def with_rest(tries: Tries, cuts: list[Adaptive], layers: Iterable[int], depth: int) -> Adaptive | None:
-    """The closest of ``cuts`` with some of ``layers`` resting; None where nothing can rest.
+def closest(
+    tries: Tries, rule: Adaptive, layers: Sequence[int], candidates: Sequence[float], rest: Iterable[int], depth: int
+) -> Adaptive:
+    """The closest on the prompts that are searched: first where tokens stop and how many are kept, then, with those,
+    which layers they rest in.
 
-    Layers are ranked by what it costs to let all tokens rest in one of them. With the first quarter and the first half
-    of that order (and one of it, and all) resting, the closest cut of middle width is found; then how many rest, and
-    the width anew.
+    Layers are ranked by what it costs to let all tokens rest in one of them; the first of that order rest, one to three
+    quarters of them.
     """
-    if depth < 2:
-        return None
-    whole = 1 - 1 / depth  # all tokens in all layers but one
-    order = sorted(layers, key=lambda layer: tries.distance(Adaptive(layer=None, rest=(layer,)), whole))
+    tried = [rule, *(Adaptive(layer=at, candidates=n) for at in layers for n in candidates)]
+    best = min(tried, key=tries.distance)
+    order = by_cost_of_rest(tries, rule, rest)
+    counts = {n for n in (1, depth // 8, depth // 4, depth // 3, depth // 2, 3 * depth // 4) if 0 < n <= len(order)}
+    resting = [replace(best, rest=tuple(sorted(order[:n]))) for n in sorted(counts - {depth})]
+    return min([best, *resting], key=tries.distance)
 
-    def resting(cut: Adaptive, counts: Iterable[int]) -> list[Adaptive]:
-        free = [layer for layer in order if layer != cut.layer]
-        return [replace(cut, rest=tuple(sorted(free[:n]))) for n in counts if 0 < n <= min(len(free), depth - 1)]
 
-    widths = sorted({cut.narrow for cut in cuts if cut.layer is not None})
-    middle = [cut for cut in cuts if cut.layer is None or cut.narrow == widths[len(widths) // 2]]
-    some = [method for cut in middle for method in resting(cut, sorted({1, depth // 4, depth // 2, len(order)}))]
-    if not some:
-        return None
-    best = min(some, key=tries.distance)
-    best = min(resting(best, range(1, depth)), key=tries.distance)
-    return min([best, *(replace(best, narrow=n) for n in widths if best.layer is not None)], key=tries.distance)
+def by_cost_of_rest(tries: Tries, rule: Adaptive, layers: Iterable[int]) -> list[int]:
+    """The layers, the one first where it costs least that all tokens rest in it and none elsewhere."""
+    return sorted(layers, key=lambda layer: tries.distance(replace(rule, rest=(layer,)), Budget(1.0)))
+
+
+def elsewhere(tries: Tries, chosen: Adaptive, rule: Adaptive) -> Iterator[str]:
+    """What ``chosen`` is at other budgets, in words."""
+    for times in ELSEWHERE:
+        other = tries.scaled(times)
+        if tries.clearly_closer(chosen, rule, other):
+            verdict = "closer than the uncalibrated one, too"
+        elif tries.clearly_closer(rule, chosen, other):
+            verdict = "farther than the uncalibrated one: calibrate there, or leave it"
+        else:
+            verdict = "no different from the uncalibrated one, as far as these prompts tell"
+        yield f"at {other}: {verdict}"
 
 
 class Tries:
-    """How far the answers to ``prompts`` move under a method, each tried once."""
+    """How far the answers to ``prompts`` move under a method, each tried once. Every second one is for searching."""
 
     def __init__(self, model: nn.Module, prompts: list[dict[str, Any]], budget: int | float | Budget, bar: Any):
-        self.model, self.prompts, self.budget, self.bar = model, prompts, budget, bar
+        self.model, self.prompts, self.budget, self.bar = model, prompts, Budget.of(budget), bar
         self.want = [next_token(model, prompt) for prompt in prompts]
         self.found: dict[tuple[Adaptive, Any], Tensor] = {}
 
-    def divergences(self, method: Adaptive, budget: int | float | Budget | None = None) -> Tensor:
-        """``[B]``, of each prompt; infinite where the first layers cost more than the budget (None: the one of all)."""
-        budget = self.budget if budget is None else budget
-        key = method, Budget.of(budget).value
+    def __len__(self) -> int:
+        return sum(map(len, self.want))
+
+    def scaled(self, times: float) -> Budget:
+        """That many times the budget, at most all tokens."""
+        value = self.budget.value
+        return Budget(min(1.0, value * times)) if isinstance(value, float) else Budget(max(1, round(value * times)))
+
+    def divergences(self, method: Adaptive, budget: Budget | None = None) -> Tensor:
+        """``[B]``, of each prompt; infinite where it cannot meet the budget (None: the one of all)."""
+        budget = budget or self.budget
+        key = method, budget.value
         if key not in self.found:
             with patched(self.model, method, budget=budget):
                 try:
                     pairs = [(want, next_token(self.model, x)) for want, x in zip(self.want, self.prompts, strict=True)]
                     self.found[key] = torch.cat([divergence(*pair) for pair in pairs])
                 except BudgetError:
-                    self.found[key] = torch.full((sum(map(len, self.want)),), math.inf)
+                    self.found[key] = torch.full((len(self),), math.inf)
             self.bar.update()
         return self.found[key]
 
-    def distance(self, method: Adaptive, budget: int | float | Budget | None = None) -> float:
-        """Their mean."""
-        return float(self.divergences(method, budget).mean())
+    def distance(self, method: Adaptive, budget: Budget | None = None) -> float:
+        """Their mean on the prompts that are searched."""
+        return float(self.divergences(method, budget)[::2].mean())
 
-    def clearly_closer(self, one: Adaptive, other: Adaptive) -> bool:
-        """By 1.645 standard errors over prompts, of 1 - exp(-divergence), which is bounded: a few prompts hold most of
-        the divergence itself. As ``one`` is the best of many on these very prompts, that is a guard and no test."""
-        gain = (-self.divergences(one)).exp() - (-self.divergences(other)).exp()
-        return bool(gain.mean() > 1.645 * gain.std() / len(gain) ** 0.5)
+    def clearly_closer(self, one: Adaptive, other: Adaptive, budget: Budget | None = None) -> bool:
+        """By 1.645 standard errors over the prompts that were not searched, of 1 - exp(-divergence), which is bounded:
+        a few prompts hold most of the divergence itself."""
+        near, far = (self.divergences(method, budget)[1::2] for method in (one, other))
+        gain = (-near).exp() - (-far).exp()
+        return bool(gain.mean() > 1.645 * gain.std(correction=len(gain) > 1) / len(gain) ** 0.5)
 
 
 @torch.no_grad()
@@ -154,12 +183,6 @@ def calibrate_spend(
     if not pictures:
         raise ValueError("calibrate_spend needs prompts with pictures; give a few dozen, as the processor makes them")
     return settle([p.need or 0.0 for p in pictures], [p.tokens_in for p in pictures], limit, least, most, power)
-
-
-def spread(depth: int, most: int = 12) -> list[int]:
-    """Layers of the first two thirds of a decoder, evenly, at most ``most``."""
-    last = max(1, 2 * depth // 3)
-    return sorted({max(1, round(last * (n + 1) / min(most, last))) for n in range(min(most, last))})
 
 
 def next_token(model: nn.Module, prompt: dict[str, Any]) -> Tensor:

@@ -201,7 +201,7 @@ class Patch:
         """Where keys stand for several tokens, or are reduced, attend for the decoder layers; one without transformers'
         attention interface (recurrent, or with code of its own) gets a mask, and cannot reduce its keys."""
         self.engine.arguments.weighs = set()
-        reduces = self.method.reduces_keys or self.method.skips_layers
+        reduces = self.method.reduces_keys or self.method.skips_layers or self.method.freezes
         for index in range(len(self.family.layers) if self.method.share or reduces else 0):
             try:
                 undo = hook_attention(self.family.decoder_attention(index), attend=attend)

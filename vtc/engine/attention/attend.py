@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.engine.attention.masks import KernelMask, LazyMask, ReducingMask
+from vtc.engine.attention.masks import KernelMask, LazyMask, ReducingMask, SplitMask
+from vtc.engine.rows import put_rows, taken
 from vtc.errors import UnsupportedModel
 from vtc.kernels.augmented_attention import augment
 from vtc.kernels.decode_merged import decode_merged
@@ -27,11 +28,29 @@ def attend(
     q ``[B, H, K, d]``, k and v ``[B, Hk, C, d]``; mask: a ``LazyMask`` of K rows and C columns, or any mask of ``run``,
     the model's own attention function (q, k, v, mask, ...); ``kwargs``: what the layer told it (dropout, softcap, ...).
     """
+    if isinstance(mask, SplitMask):
+        return _attend_split(q, k, v, mask, scale, run, **kwargs), None
     if not isinstance(mask, ReducingMask):
         return _attend(q, k, v, mask, scale, run, False, **kwargs)
-    k, v, subset, gates = mask.reduce(k, v)
+    k, v, subset, gates = mask.reduce(q, k, v, scale)
     out, weights = _attend(q, k, v, subset, scale, run, True, **kwargs)
     return (out if gates is None else gates.through(out, q, scale, kwargs.get("softcap"))), weights
+
+
+def _attend_split(
+    q: Tensor, k: Tensor, v: Tensor, mask: SplitMask, scale: float, run: Callable[..., Any], **kwargs: Any
+) -> Tensor:
+    one, other = (taken(q, rows.inside) for rows in (mask.first, mask.second))
+    seen = mask.whole.at(mask.first.inside)
+    whole, _ = _attend(
+        one, k, v, seen if seen.backend == "sdpa" or seen.flash else seen.mask, scale, run, True, **kwargs
+    )
+    k, v, few = mask.text(other, k, v, scale)
+    text, _ = _attend(other, k, v, few, scale, run, True, **kwargs)
+    out = whole.new_zeros(q.shape[0], q.shape[2], whole.shape[2] * whole.shape[3])
+    for part, rows in ((whole, mask.first), (text, mask.second)):
+        out = put_rows(out, part.flatten(2), rows.inside, rows.valid)
+    return out.unflatten(2, whole.shape[2:])
 
 
 def _attend(

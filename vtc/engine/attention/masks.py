@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtc.engine.attention.gates import Gates
 from vtc.engine.rows import Columns
+from vtc.engine.state import Rows
 from vtc.errors import UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.kernels.merged_attention import causal_end
@@ -176,15 +177,27 @@ class LazyMask:
 
 @dataclass(eq=False)
 class ReducingMask(LazyMask):
-    """All rows and columns of a forward, before attention reduces its keys: ``reduce(k, v)`` gives the keys and values
-    that stay, the mask they have, and, where what stays is learned, its ``Gates``."""
+    """All rows and columns of a forward, before attention changes its keys: ``reduce(q, k, v, scale)`` gives the keys
+    and values that its rows see, the mask they have, and, where what stays is learned, its ``Gates``."""
 
-    reduce: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, LazyMask | Tensor | None, Gates | None]] = field(
-        kw_only=True
+    reduce: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, LazyMask | Tensor | None, Gates | None]] = (
+        field(kw_only=True)
     )
 
 
-Mask = Tensor | LazyMask | None
+@dataclass(eq=False)
+class SplitMask:
+    """Two kinds of rows of one forward: ``first`` see what ``whole``, of all rows, says; ``second`` see the keys and
+    values, as the mask says, that ``text(q, k, v, scale)`` gives for their queries. ``inside`` of each: where they
+    stand among all rows."""
+
+    whole: LazyMask
+    first: Rows
+    second: Rows
+    text: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, LazyMask | Tensor | None]]
+
+
+Mask = Tensor | LazyMask | SplitMask | None
 
 
 def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
@@ -193,6 +206,8 @@ def row_bias(mask: Mask, row: Tensor, rows: int, keys: int) -> Tensor:
     mask is what an attention function gets: None (causal by index, the last query sees the last key), ``[B, keys]`` or
     ``[B or 1, 1, rows, keys]``, bool or additive, or a ``LazyMask``.
     """
+    if isinstance(mask, SplitMask):
+        mask = mask.whole
     if isinstance(mask, LazyMask):
         some = replace(mask.at(row), backend="sdpa")
         if some.seen is None:

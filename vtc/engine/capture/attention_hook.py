@@ -56,6 +56,11 @@ def hook_attention(
     return undo
 
 
+def uses_interface(module: nn.Module) -> bool:
+    """Whether a module attends by transformers' attention interface, which a hook can stand in."""
+    return hasattr(getattr(module, "config", None), "_attn_implementation_internal")
+
+
 def implementation(module: nn.Module) -> str:
     """The attention function a module attends with, hooked or not."""
     config: Any = module.__dict__[ATTRIBUTE].config if ATTRIBUTE in module.__dict__ else module.config
@@ -65,8 +70,8 @@ def implementation(module: nn.Module) -> str:
 def _insert(module: nn.Module) -> Callable[[], None]:
     from transformers import AttentionInterface
 
-    config = getattr(module, "config", None)
-    if config is None or not hasattr(config, "_attn_implementation_internal"):
+    config: Any = getattr(module, "config", None)
+    if not uses_interface(module):
         raise UnsupportedModel(
             f"{type(module).__name__} does not use transformers' attention interface, so its q and k cannot be seen; "
             "use a method that needs no attention, such as divprune, grid, pool or random"

@@ -68,8 +68,10 @@ class KeyReducer:
         given: Any,
         attn: str,
         states: Tensor,
+        q: Tensor,
         k: Tensor,
         v: Tensor,
+        scale: float,
     ) -> tuple[Tensor, Tensor, LazyMask | Tensor | None, Gates | None]:
         """Keys and values ``[B, Hk, C, d]``, those of this forward behind the cached ones: what stays of them."""
         if plan.keys is None:

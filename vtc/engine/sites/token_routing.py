@@ -67,7 +67,7 @@ class Router:
         there = torch.ones_like(columns.index, dtype=torch.bool) if columns.valid is None else columns.valid
         whole = partial(ReducingMask, given, cut.rows, columns, p.length, past + p.length, states.dtype, attn)
 
-        def same(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any, Gates]:
+        def same(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any, Gates]:
             gate = self.gate(p, cut, index)  # here, so that attention that is replayed alone has a graph of its own
             bias = whole(reduce=same).additive
             return k, v, mask, Gates(pad(gate, (k.shape[2] - gate.shape[1], 0)), k, v, bias, there)

@@ -18,6 +18,7 @@ class Llava(Architecture):
     """The tower's last layer serves the CLS token only, as in LLaVA."""
 
     name: ClassVar[str] = "llava"
+    layers: ClassVar[int] = DECODER_LAYERS
 
     def build(self) -> LlavaForConditionalGeneration:
         tower = CLIPVisionConfig(
@@ -34,7 +35,7 @@ class Llava(Architecture):
             vocab_size=len(VOCABULARY),
             hidden_size=WIDTH,
             intermediate_size=2 * WIDTH,
-            num_hidden_layers=DECODER_LAYERS,
+            num_hidden_layers=self.layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=512,
