@@ -1,0 +1,180 @@
+"""What else the default could have been, simulated with masks on a testbed model: slow, plain, apart from the engine.
+
+    python scripts/simulate_keys.py scenes --budgets 24,6  # the rule, and one change at a time
+    python scripts/simulate_keys.py scenes-qwen --budgets 24 --questions 180 --only choose=2,rank=last
+
+A picture's tokens are cut to ``candidates`` times the budget (diversity, with share), run up to decoder layer ``stop``
+of 8, and from layer ``choose`` on text sees in each layer those keys that its question ranks first; layers before see
+all candidates, which the later ones pay for. ``mean=1``: one of the keys is the mean of the candidates that are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, repeat_kv
+
+from vtc.eval import scenes
+from vtc.kernels.greedy_diverse import greedy_diverse
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``rank``: the question's largest row, its last row, the sum over its rows, or the largest of rows that each give
+    the candidates together the same."""
+
+    candidates: float = 6.0
+    stop: int = 2
+    choose: int = 0
+    rank: str = "max"
+    mean: int | None = None  # None: as the engine decides
+
+    def __str__(self) -> str:
+        return ",".join(f"{k}={v}" for k, v in vars(self).items() if v != getattr(Rule(), k)) or "the rule"
+
+
+CHANGES = ("candidates=3", "candidates=4", "candidates=8", "candidates=100", "stop=1", "stop=3", "stop=8")
+CHANGES += ("choose=1", "choose=2", "rank=last", "rank=sum", "rank=same", "mean=0", "mean=1")
+
+
+class Testbed:
+    """A model and its questions, their embedded prompts made once."""
+
+    def __init__(self, name: str, questions: int):
+        path = scenes.checkpoint_path("qwen" if name == "scenes-qwen" else "llava")
+        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+        self.processor = AutoProcessor.from_pretrained(path)
+        self.decoder = self.model.model.language_model
+        self.asked = [self.embedded(s) for s in scenes.samples("dev", questions, seed=1)]
+
+    @torch.no_grad()
+    def embedded(self, sample) -> tuple[Tensor, Tensor, Tensor, str]:
+        """Embeddings ``[N, D]``, rows of the picture, positions and the answer's first word."""
+        x = self.processor(images=sample.image, text=sample.prompt, return_tensors="pt")
+        config, ids = self.model.config, x["input_ids"]
+        rows = (ids[0] == getattr(config, "image_token_id", None)).nonzero()[:, 0]
+        grid = {"image_grid_thw": x["image_grid_thw"]} if "image_grid_thw" in x else {}
+        features = self.model.get_image_features(x["pixel_values"], **grid).pooler_output
+        states = self.decoder.get_input_embeddings()(ids[0]).clone()
+        states[rows] = torch.cat(list(features)).reshape(-1, states.shape[1])
+        place = torch.arange(len(states))[None]
+        if grid:
+            kinds = (ids == config.image_token_id).int()
+            place = self.model.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)[0]
+        return states, rows, place, sample.answer.split(" ")[0]
+
+    def accuracy(self, rule: Rule | None, budget: int) -> float:
+        right = [self.answer(rule, budget, *one[:3]) == one[3] for one in tqdm(self.asked, leave=False)]
+        return 100 * sum(right) / len(right)
+
+    @torch.no_grad()
+    def answer(self, rule: Rule | None, budget: int, states: Tensor, rows: Tensor, place: Tensor) -> str:
+        """The first word that follows; without a rule: of the whole model."""
+        depth, every = len(self.decoder.layers), len(rows)
+        kept = every if rule is None else min(every, max(budget, round(rule.candidates * budget)))
+        states, sizes, there, vision = first_cut(states, rows, kept)
+        tables = self.decoder.rotary_emb(states[None], place[..., there])
+        keys = None if rule is None else max(1, (budget * depth - kept * rule.choose) // (depth - rule.choose))
+        for index, layer in enumerate(self.decoder.layers):
+            few = rule is not None and keys < kept and index >= rule.choose
+            out = one_layer(layer, states, tables, sizes, vision, keys if few else None, rule)
+            stopped = rule is not None and index >= rule.stop
+            states = torch.where(vision[:, None], states, out) if stopped else out
+        word = self.model.lm_head(self.decoder.norm(states[-1])).argmax()
+        return self.processor.tokenizer.decode([int(word)]).strip()
+
+
+def first_cut(states: Tensor, rows: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States of what is left, log sizes, where it stood, and which of it is vision: diversity, with share."""
+    features, count = states[rows], len(rows)
+    left = torch.arange(count)
+    if kept < count:
+        left = greedy_diverse(features[None], kept, "maxmin", torch.ones(1, count, dtype=torch.bool))[0].sort().values
+    unit = normalize(features, dim=-1)
+    slot = (unit @ unit[left].T).argmax(dim=1)
+    slot[left] = torch.arange(kept)
+    size = torch.zeros(kept).index_add(0, slot, torch.ones(count))
+    out, sizes, there = states.clone(), torch.zeros(len(states)), torch.ones(len(states), dtype=torch.bool)
+    out[rows[left]] = torch.zeros(kept, states.shape[1]).index_add(0, slot, features) / size[:, None]
+    sizes[rows[left]] = size.log()
+    there[rows] = False
+    there[rows[left]] = True
+    vision = torch.zeros_like(there)
+    vision[rows] = True
+    return out[there], sizes[there], there.nonzero()[:, 0], vision[there]
+
+
+def one_layer(layer, states, tables, sizes, vision, keys: int | None, rule: Rule | None) -> Tensor:
+    """A decoder layer on ``states [N, D]``, of whose vision rows text sees ``keys`` (None: all)."""
+    attention, x, n = layer.self_attn, layer.input_layernorm(states)[None], len(states)
+    projections = attention.q_proj, attention.k_proj, attention.v_proj
+    q, k, v = (p(x).view(1, n, -1, attention.head_dim).transpose(1, 2) for p in projections)
+    q, k = apply_rotary_pos_emb(q, k, *tables)
+    groups = q.shape[1] // k.shape[1]
+    k, v = repeat_kv(k, groups)[0], repeat_kv(v, groups)[0]
+    logits = q[0] @ k.mT * attention.scaling + sizes
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    if keys is not None:
+        logits, seen, v = chosen(q[0], k, v, logits, seen, sizes, vision, keys, rule, attention.scaling)
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+    states = states + attention.o_proj((weights @ v).transpose(0, 1).reshape(n, -1))
+    return states + layer.mlp(layer.post_attention_layernorm(states))
+
+
+def chosen(q, k, v, logits, seen, sizes, vision, keys: int, rule: Rule, scale: float):
+    """Logits, what sees what, and values, with those candidates out of the text's sight that are no keys."""
+    candidates = vision.nonzero()[:, 0]
+    question = torch.arange(int(candidates.max()) + 1, len(vision))
+    asking = question[-1:] if rule.rank == "last" else question
+    weights = logits[:, asking].masked_fill(~seen[asking], -torch.inf).softmax(dim=-1)[..., candidates]
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-9) if rule.rank == "same" else weights
+    weights = weights.mean(dim=0)
+    score = weights.sum(dim=0) if rule.rank == "sum" else weights.amax(dim=0)
+    engine = keys > 1 and (keys >= 8 or len(candidates) >= 16 * keys)
+    mean = engine if rule.mean is None else bool(rule.mean)
+    others = torch.ones(len(candidates), dtype=torch.bool)
+    others[score.topk(max(1, keys - mean)).indices] = False
+    others = candidates[others]
+    seen = seen & ~(~vision[:, None] & torch.zeros_like(vision).index_fill(0, others, True))
+    if not mean:
+        return logits, seen, v
+    share = (sizes[others].exp() / sizes[others].exp().sum())[:, None]
+    mean_k, mean_v = ((x[:, others] * share).sum(dim=1, keepdim=True) for x in (k, v))
+    one = q @ mean_k.mT * scale + sizes[others].exp().sum().log()
+    after = torch.zeros(len(vision), 1, dtype=torch.bool).index_fill(0, question, True)
+    return torch.cat([logits, one], dim=-1), torch.cat([seen, after], dim=-1), torch.cat([v, mean_v], dim=1)
+
+
+def changed(text: str) -> Rule:
+    """``stop=3``: the rule with that change."""
+    name, _, value = text.partition("=")
+    kinds = {"candidates": float, "rank": str}
+    return replace(Rule(), **{name: kinds.get(name, int)(value)}) if name else Rule()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("testbed", choices=("scenes", "scenes-qwen"))
+    parser.add_argument("--budgets", default="49,24,12,6,3", help="keys a layer (default 49,24,12,6,3)")
+    parser.add_argument("--questions", type=int, default=180, help="of the dev seeds (default 180)")
+    parser.add_argument("--only", default=",".join(CHANGES), help="changes to try, comma separated (default: all)")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    bed, budgets = Testbed(given.testbed, given.questions), [int(n) for n in given.budgets.split(",")]
+    print(f"{given.testbed}, {given.questions} dev questions, unpatched {bed.accuracy(None, 0):.1f} %", flush=True)
+    print("| accuracy % | " + " | ".join(map(str, budgets)) + " |\n|---|" + "---:|" * len(budgets), flush=True)
+    for change in ("", *given.only.split(",")):
+        rule = changed(change)
+        reach = [rule.choose * round(rule.candidates * n) < 8 * n for n in budgets]
+        cells = [f"{bed.accuracy(rule, n):.1f}" if ok else "–" for n, ok in zip(budgets, reach, strict=True)]
+        print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
