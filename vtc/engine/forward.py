@@ -22,7 +22,7 @@ from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
 from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
-from vtc.engine.layers import enter, leave, on_chosen_keys, on_fewer_keys, on_some_rows
+from vtc.engine.layers import enter, leave, on_candidates, on_fewer_keys, on_some_rows
 from vtc.engine.prompt_ends import PromptEnds
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.frozen import candidates_of
@@ -30,10 +30,9 @@ from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stage_placement import place_stages
 from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
-from vtc.engine.state import Cut, LayerPlan, Prefill, Rows
+from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
 from vtc.errors import NotReduced, UnsupportedModel
-from vtc.kernels.gather import gather_rows
 from vtc.methods.base import Method
 from vtc.models.base import Family
 from vtc.signals.base import Signal
@@ -205,7 +204,8 @@ class Engine:
         if self.keys is not None and p.over and index >= self.keys.first:
             return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
         if p.over and self.freezes_at is not None:
-            return self._choosing(p, plan, index, states, forward, args, kwargs)
+            first, rests = self.freezes_at, index in self.method.rest
+            return on_candidates(self.arguments, p, plan, first, rests, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
@@ -217,29 +217,6 @@ class Engine:
             kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
             output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
         return leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
-
-    def _choosing(
-        self, p: Prefill, plan: LayerPlan, index: int, states: Tensor, forward: Callable, args: tuple, kwargs: dict
-    ) -> Any:
-        """A layer that chooses its keys of the candidates, before they stop or behind."""
-        states, stopped = enter(p, plan, states), p.stopped
-        of, first = candidates_of(p), self.freezes_at or 0
-        rows: Rows | None = plan.rows if index < first else of.text
-        if index == first:  # anew where it is replayed for a gradient
-            stopped = gather_rows(states, of.place.inside)
-            p.stopped = stopped if p.stopped is None else p.stopped
-            states = gather_rows(states, of.text.inside)
-        p.rows_by_layer[index] = states.shape[1]
-        if plan.runs is not None:
-            output = on_some_rows(self.arguments, None, p, plan.runs, index, states, forward, args, kwargs)
-        elif index in self.method.rest:
-            kwargs = self.arguments.on_rows(p, of.text, index, states, kwargs)
-            output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
-        else:
-            plan.candidates = of
-            stopped = stopped if index >= first else None
-            output = on_chosen_keys(self.arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
-        return leave(p, rows, output) if plan.restore and rows is not None else output
 
     def _pass_of(self, index: int, tables: Any) -> Prefill | None:
         """The forward this call belongs to: the current one, or an earlier one whose layer is replayed for a gradient

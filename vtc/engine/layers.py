@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.engine.kv_cache import cache_given, row_layer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
-from vtc.engine.sites.frozen import Choice, keys_of
+from vtc.engine.sites.frozen import Choice, candidates_of, keys_of
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import merge_rows, regather
@@ -84,6 +84,37 @@ def on_fewer_keys(
     return forward(*args, **{**kwargs, "attention_mask": mask})
 
 
+def on_candidates(
+    arguments: LayerArguments,
+    p: Prefill,
+    plan: LayerPlan,
+    first: int,
+    rests: bool,
+    index: int,
+    states: Tensor,
+    forward: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """A layer that chooses its keys of the candidates, which stop before layer ``first``, or in which they rest."""
+    states, stopped, of = enter(p, plan, states), p.stopped, candidates_of(p)
+    if index == first:  # anew where it is replayed for a gradient
+        stopped = gather_rows(states, of.place.inside)
+        p.stopped = stopped if p.stopped is None else p.stopped
+        states = gather_rows(states, of.text.inside)
+    rows: Rows | None = plan.rows if index < first else of.text
+    p.rows_by_layer[index] = states.shape[1]
+    if plan.runs is not None:
+        output = on_some_rows(arguments, None, p, plan.runs, index, states, forward, args, kwargs)
+    elif rests:
+        kwargs = arguments.on_rows(p, of.text, index, states, kwargs)
+        output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+    else:
+        plan.candidates, stopped = of, stopped if index >= first else None
+        output = on_chosen_keys(arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
+    return leave(p, rows, output) if plan.restore and rows is not None else output
+
+
 def on_chosen_keys(
     arguments: LayerArguments,
     p: Prefill,
@@ -107,7 +138,9 @@ def on_chosen_keys(
         kwargs = kwargs if plan.rows is None else arguments.placed(p, plan.rows, kwargs)
         mask: Any = choice.among(plan.rows)
     else:
-        mask = choice.beside(keys_of(of.place, stopped, p, past, forward, kwargs, attn))
+        mask = choice.beside(
+            keys_of(arguments.family.decoder_attention(index), of.place, stopped, p, past, forward, kwargs, attn)
+        )
         kwargs = arguments.placed(p, of.text, kwargs)
     if layer is not None:
         layer.expect(None, p.length)

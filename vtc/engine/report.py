@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vtc.tokens import Budget
 
 
-MAKING_KEYS = ("q_proj", "k_proj", "v_proj", "qkv_proj")  # what runs of a layer up to its attention
+MAKING_KEYS = ("k_proj", "v_proj", "qkv_proj")  # what runs of a layer for keys and values alone
 
 
 @dataclass

@@ -9,12 +9,13 @@ states they stopped in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtc.engine.attention.masks import LazyMask, ReducingMask, SplitMask
 from vtc.engine.attention.question import largest_attention
@@ -202,10 +203,44 @@ def in_order(own: Tensor, others: Tensor, order: Tensor, before: int) -> Tensor:
     return torch.cat([own[:, :, :before], new], dim=2) if before else new
 
 
+class NoQueries(nn.Module):
+    """In place of a projection whose queries nobody asks for."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(1).expand(*x.shape[:-1], self.width)
+
+
+@contextmanager
+def without_queries(attention: nn.Module) -> Iterator[None]:
+    """The module makes keys and values alone; queries, too, where its projections are no plain ones, or a backward pass
+    may replay the layer without this."""
+    own = attention._modules.get("q_proj")
+    if type(own) is not nn.Linear or torch.is_grad_enabled():
+        yield
+        return
+    attention._modules["q_proj"] = NoQueries(own.out_features)
+    try:
+        yield
+    finally:
+        attention._modules["q_proj"] = own
+
+
 def keys_of(
-    place: Rows, states: Tensor, p: Prefill, past: int, forward: Callable, kwargs: dict[str, Any], backend: str
+    attention: nn.Module,
+    place: Rows,
+    states: Tensor,
+    p: Prefill,
+    past: int,
+    forward: Callable,
+    kwargs: dict[str, Any],
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """``[B, Hk, M, d]`` each: keys and values that one layer makes of ``states [B, M, D]``, run up to its attention."""
+    """``[B, Hk, M, d]`` each: keys and values that one layer makes of ``states [B, M, D]``, run up to its
+    ``attention``."""
     found: list[Tensor] = []
 
     def take(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Any:
@@ -222,7 +257,8 @@ def keys_of(
     quiet = {name: value for name, value in without_cache(kwargs).items() if name != "hidden_states"}
     tables = gather_positions(kwargs.get("position_embeddings"), place.rows, p.length)
     try:
-        forward(states, **{**quiet, "attention_mask": mask, "position_embeddings": tables, "position_ids": None})
+        with without_queries(attention):
+            forward(states, **{**quiet, "attention_mask": mask, "position_embeddings": tables, "position_ids": None})
     except EndOfLayer:
         return found[0], found[1]
     raise UnsupportedModel(
