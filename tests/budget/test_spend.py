@@ -19,7 +19,12 @@ from vtc.errors import CheckpointError
 from vtc.methods import Adaptive, DivPrune, FastV
 
 BUDGET = 12
-SOME = [("llava", "divprune"), ("llava", "adaptive:layer=null"), ("llava_next", "divprune"), ("qwen2_5_vl", "visionzip")]
+SOME = [
+    ("llava", "divprune"),
+    ("llava", "adaptive:layer=null"),
+    ("llava_next", "divprune"),
+    ("qwen2_5_vl", "visionzip"),
+]
 
 
 def some_prompts(model, count=6):

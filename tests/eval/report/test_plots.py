@@ -9,7 +9,7 @@ from tests.eval.report.test_tables import MEASURED, SETTINGS, line, summary  # n
 from vtc.eval.report import plots
 from vtc.eval.results.summary import summarise
 
-TOKENS, FLOPS, MILLISECONDS = plots.AXES
+TOKENS, ROWS, BYTES, FLOPS, MILLISECONDS = plots.AXES
 
 
 @pytest.fixture

@@ -48,9 +48,9 @@ def table_of(text):
 @pytest.mark.parametrize(
     ("width", "missing"),
     [
-        (60, "change [95 %], retention %, prefill ms, speed-up, KV cache, GFLOPs"),
-        (80, "change [95 %], retention %, prefill ms, KV cache, GFLOPs"),
-        (100, "retention %, prefill ms, KV cache, GFLOPs"),
+        (60, "change [95 %], retention %, rows, prefill ms, speed-up, KV cache, GFLOPs"),
+        (80, "change [95 %], retention %, rows, prefill ms, KV cache, GFLOPs"),
+        (100, "retention %, rows, prefill ms, KV cache, GFLOPs"),
         (200, ""),
     ],
 )

@@ -96,9 +96,9 @@ def attempt(measured: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str
 def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, Any]:
     """Of one prompt, the mean over ``probes``, each run alone:
 
-    ``tokens`` (layer-averaged, a picture) and ``flops`` (decoder prefill) from the report, ``kv_bytes`` of the real
-    cache after the prefill, ``forward_flops`` of the whole forward as torch counts them. The unpatched model's tokens
-    and decoder FLOPs are read through a patch that keeps everything (None where that patch is refused).
+    ``tokens`` and ``rows`` (layer-averaged, a picture) and ``flops`` (decoder prefill) from the report, ``kv_bytes`` of
+    the real cache after the prefill, ``forward_flops`` of the whole forward as torch counts them. The unpatched model's
+    tokens, rows and decoder FLOPs are read through a patch that keeps everything (None where that patch is refused).
     """
     figures = ran(answerer, cell, probes)
     if cell.patched:
@@ -107,7 +107,7 @@ def cost(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, A
         counted = ran(answerer, Cell("random", 1.0), probes)
     except VTCError:
         counted = {}
-    return figures | {key: counted.get(key) for key in ("tokens", "flops")}
+    return figures | {key: counted.get(key) for key in ("tokens", "rows", "flops")}
 
 
 def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, float]:
@@ -120,6 +120,6 @@ def ran(answerer: Answerer, cell: Cell, probes: Sequence[Asked]) -> dict[str, fl
             figures: dict[str, float] = {"kv_bytes": cache_bytes(cache), "forward_flops": count.get_total_flops()}
             if cell.patched:
                 report = vtc.report(model)
-                figures |= {"tokens": report.average_tokens, "flops": report.flops}
+                figures |= {"tokens": report.average_tokens, "rows": report.average_rows, "flops": report.flops}
             each.append(figures)
     return {key: mean(figures[key] for figures in each) for key in each[0]}

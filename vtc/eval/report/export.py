@@ -13,7 +13,7 @@ from vtc.files.escape import latex as escape
 from vtc.files.escape import spreadsheet, visible
 
 BASELINES = ("random", "grid", "pool")
-FIGURES = ("accuracy", "stderr", "retention", "tokens", "questions", "errors", "kv_bytes", "flops")
+FIGURES = ("accuracy", "stderr", "retention", "tokens", "questions", "errors", "rows", "kv_bytes", "flops")
 TIMES = (
     *("prefill_ms", "iqr_ms", "speedup", "speedup_iqr", "selection_ms", "ttft_ms", "ttft_speedup"),
     *("decode_tokens_per_s", "decode_speedup", "batch", "repeats"),

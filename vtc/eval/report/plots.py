@@ -38,7 +38,9 @@ class Axis:
 
 
 AXES = (
-    Axis("pareto.png", "vision tokens a picture, averaged over decoder layers", lambda cell, _: cell["tokens"]),
+    Axis("pareto.png", "vision tokens that are keys, averaged over decoder layers", lambda cell, _: cell["tokens"]),
+    Axis("pareto_rows.png", "vision rows that run, averaged over decoder layers", lambda cell, _: cell.get("rows")),
+    Axis("pareto_kv.png", "KV cache after the prefill, MB a prompt", lambda cell, _: mega(cell.get("kv_bytes"))),
     Axis("pareto_flops.png", "decoder prefill, GFLOPs a prompt", lambda cell, _: giga(cell.get("flops"))),
     Axis(
         "pareto_ms.png",
@@ -52,6 +54,10 @@ TOKENS = AXES[0]
 
 def giga(value: float | None) -> float | None:
     return None if value is None else value / 1e9
+
+
+def mega(value: float | None) -> float | None:
+    return None if value is None else value / 1e6
 
 
 def half(value: float | None) -> float | None:

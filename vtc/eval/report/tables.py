@@ -9,7 +9,7 @@ from typing import Any
 from vtc.files import escape
 
 HEAD = (
-    *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens"),
+    *("method", "budget", "accuracy %", "change [95 %]", "retention %", "tokens", "rows"),
     *("prefill ms", "speed-up", "KV cache", "GFLOPs"),
 )
 BEYOND = (
@@ -79,7 +79,7 @@ def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[st
     for name in summary["order"]:
         cell, (method, budget) = summary["cells"][name], split(name)
         if "closed" in cell:
-            rows.append([method, budget, f"least {cell['least']}" if cell["least"] is not None else "n/a"] + ["-"] * 7)
+            rows.append([method, budget, f"least {cell['least']}" if cell["least"] is not None else "n/a"] + ["-"] * 8)
             continue
         timing = measured.get(name, {}).get("timing")
         milliseconds = f"{timing['prefill_ms']:.2f} ± {timing['iqr_ms'] / 2:.2f}" if timing else "-"
@@ -91,6 +91,7 @@ def main_rows(summary: dict[str, Any], measured: dict[str, Any]) -> list[list[st
                 "-" if budget == "all" else interval(cell.get("change")),
                 percent(cell["retention"]),
                 number(cell["tokens"], lambda v: f"{v:.1f}"),
+                number(cell.get("rows"), lambda v: f"{v:.1f}"),
                 milliseconds,
                 ("1" if budget == "all" else speed(timing)) if timing else "-",
                 number(cell["kv_bytes"], bytes_text),

@@ -101,7 +101,7 @@ def summarise(
         figures["change"] = paired_change(cell.replies.scores, base.replies.scores)
         figures["types"] = {kind: tally.figures() for kind, tally in sorted(cell.types.items())}
         figures["groups"] = {group: tally.figures() for group, tally in sorted(cell.groups.items())}
-        figures |= {key: costs.get(name, {}).get(key) for key in ("kv_bytes", "flops")}
+        figures |= {key: costs.get(name, {}).get(key) for key in ("rows", "kv_bytes", "flops")}
         out[name] = figures | beyond(cell, base)
     return {"cells": out, "order": names, "floor": low, "groups_of_types": dict(sorted(kinds.items()))}
 
