@@ -40,7 +40,7 @@ from vtc.patching.patch import LEARNED
 from vtc.tokens import Budget
 
 PICTURES, QUESTIONS = 16, 16  # of a step
-AGAINST = ["divprune+share", "adaptive:layer=3:narrow=0.3", "adaptive:layer=3:narrow=0.3:rest=[1,2,4,5]"]
+AGAINST = ["divprune+share", "adaptive", "adaptive:rest=[1,2,4,5]"]
 ENDING = 0.1  # weight of the end of the text, beside that of the answer
 FIRST = 2_000_000  # training seeds that the model itself was not trained on
 EVERY = 300  # seconds between evaluations
@@ -48,7 +48,9 @@ EVERY = 300  # seconds between evaluations
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="perceiver:layer=3:latents=64:rest=[1,2,4,5]", help="as in vtc eval")
+    parser.add_argument(
+        "--method", default="perceiver:layer=3:candidates=4:latents=64:rest=[1,2,4,5]", help="as in vtc eval"
+    )
     parser.add_argument("--budgets", type=int, nargs="+", default=[12, 6, 3], help="tokens; one is drawn each step")
     parser.add_argument("--train", choices=["compressor", "decoder", "both"], default="both")
     parser.add_argument("--minutes", type=float, default=20)

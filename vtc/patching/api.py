@@ -163,6 +163,7 @@ def report(model: nn.Module) -> Report:
     found = patch_of(model)
     if found is None:
         raise VTCError(
-            "this model is not patched, so nothing was counted; call vtc.patch(model, budget=1.0) to count only"
+            "this model is not patched, so nothing was counted; to count only, call "
+            "vtc.patch(model, 'divprune', budget=1.0)"
         )
     return found.engine.report()
