@@ -39,6 +39,14 @@ def test_overlay_dims_what_was_dropped_and_tints_what_was_merged():
     assert paint.paint(BLACK, [(-1, -1, -1)], [0]).size == BLACK.size  # a family that knows no places
 
 
+def test_overlay_dims_a_token_by_the_layers_that_do_not_choose_it():
+    grid = [(0, y, x) for y in range(2) for x in range(2)]
+    painted = paint.paint(Image.new("RGB", (8, 8)), grid, [0, 1, 2, 3], [1.0, 0.5, 0.25, 0.0])
+    step = paint.SIDE // 4
+    light = [sum(painted.getpixel((x * step, y * step))) for y in (1, 3) for x in (1, 3)]
+    assert light == sorted(light) and len(set(light)) == 4 and light[0] == 0
+
+
 def test_overlay_sheets_hold_any_number_of_columns():
     one, many = (sheet.sheet("question", [Panel("n", "a", BLACK)] * n) for n in (1, 2 * sheet.COLUMNS + 1))
     assert many.width > one.width and many.height > 2 * one.height

@@ -19,11 +19,14 @@ def fit(picture: Image.Image) -> Image.Image:
     return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
-def paint(picture: Image.Image, grid: list[tuple[int, int, int]], slot: list[int]) -> Image.Image:
+def paint(
+    picture: Image.Image, grid: list[tuple[int, int, int]], slot: list[int], seen: list[float] | None = None
+) -> Image.Image:
     """Dim what was dropped, tint each group of merged patches and outline it, with a dot where its token stands;
     patches kept alone stay as they are.
 
-    ``grid``: (t, y, x) of each token; ``slot``: the token each went into, -1 if dropped. Of a video frame 0 is shown.
+    ``grid``: (t, y, x) of each token; ``slot``: the token each went into, -1 if dropped; ``seen``: the share of the
+    layers in which each is a key, where layers choose: the fewer, the dimmer. Of a video frame 0 is shown.
     """
     cells = {(y, x): s for (t, y, x), s in zip(grid, slot, strict=True) if t <= 0 and y >= 0}
     if not cells:
@@ -43,7 +46,9 @@ def paint(picture: Image.Image, grid: list[tuple[int, int, int]], slot: list[int
             part[:] = faded(part)
         elif sizes[s] > 1:
             part[:] = tinted(part, s)
-        if s >= 0:
+        if s >= 0 and seen is not None:
+            part[:] = seen[s] * part + (1 - seen[s]) * faded(part)
+        if s >= 0 and (seen is None or seen[s] > 0):
             for near, ends in (
                 ((y - 1, x), ((left, top), (right, top))),
                 ((y + 1, x), ((left, bottom - 1), (right, bottom - 1))),
@@ -54,7 +59,7 @@ def paint(picture: Image.Image, grid: list[tuple[int, int, int]], slot: list[int
     image = Image.fromarray(base.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for n, (_, y, x) in enumerate(grid):
-        if slot[n] == n and sizes[n] > 1:
+        if slot[n] == n and sizes[n] > 1 and (seen is None or seen[n] > 0):
             middle = ((x + 0.5) * width / wide, (y + 0.5) * height / high)
             anchor(pen, middle)
     for ends in edges:

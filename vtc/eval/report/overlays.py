@@ -36,7 +36,9 @@ def draw(answerer: Answerer, asked: Asked, cells: list[Cell], score: Score | Non
         except (BudgetError, UnsupportedModel):
             continue
         title = f"{cell.spec}: {picture.average:.0f} of {picture.tokens_in}"
-        panels.append(Panel(title, answer, paint(seen, picture.grid, picture.slot)))
+        layers = len(picture.chosen)
+        shares = [n / layers for n in picture.layers_as_key] if layers else None
+        panels.append(Panel(title, answer, paint(seen, picture.grid, picture.slot, shares)))
     expected = asked.sample.answers
     if score and expected:
         panels = [replace(panel, score=score(panel.answer, asked.sample)) for panel in panels]
