@@ -13,7 +13,8 @@ from tests.tolerances import assert_close
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "share"), [("divprune", False), ("divprune", True), ("fastv", False), ("tome", True)]
+    ("method", "share"),
+    [("divprune", False), ("divprune", True), ("fastv", False), ("tome", True), ("adaptive", True), ("frozen", False)],
 )
 def test_a_patched_model_compiles(method, share):
     model = zoo.build("llava", layers=3)
