@@ -48,8 +48,10 @@ class Testbed:
 
     def __init__(self, name: str, questions: int):
         path = scenes.checkpoint_path("qwen" if name == "scenes-qwen" else "llava")
-        self.model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-        self.processor = AutoProcessor.from_pretrained(path)
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=torch.float32, trust_remote_code=False
+        ).eval()
+        self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.decoder = self.model.model.language_model
         self.asked = [self.embedded(s) for s in scenes.samples("dev", questions, seed=1)]
 
