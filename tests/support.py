@@ -49,15 +49,11 @@ REFUSED = {
     *((family, "tome") for family in STIFF),
 }
 
-# Its tokens stop behind DeepStack, in the last of four layers alone: budgets of a part are out of reach.
-TOO_SHALLOW = {("qwen3_vl", "frozen")}
-
 
 def pairs(families: tuple[str, ...], every: int) -> list:
     """The dense matrix of families and methods as pytest parameters. All methods on LLaVA and one in ``every`` of the
     other cells, along diagonals, run always; the rest is slow."""
-    out = REFUSED | TOO_SHALLOW
-    cells = [(i, f, j, m) for i, f in enumerate(families) for j, m in enumerate(METHODS) if (f, m) not in out]
+    cells = [(i, f, j, m) for i, f in enumerate(families) for j, m in enumerate(METHODS) if (f, m) not in REFUSED]
     slow = [pytest.mark.slow]
     return [pytest.param(f, m, marks=() if f == "llava" or (i + j) % every == 0 else slow) for i, f, j, m in cells]
 

@@ -17,7 +17,7 @@ Finding = tuple[str, str, str]  # "ok", "note" or "BROKEN"; what; details and re
 def report() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is broken."""
     findings: list[Finding] = []
-    for check in (versions, devices, torchvision, triton, name_clash, disk):
+    for check in (versions, bounds, devices, torchvision, triton, name_clash, disk):
         findings += guarded(check)
     lines = [f"{state:<6}  {what:<14} {details}" for state, what, details in findings]
     return lines, all(state != "BROKEN" for state, *_ in findings)
@@ -39,7 +39,6 @@ def versions() -> Iterator[Finding]:
         except PackageNotFoundError:
             remedy = f"missing; pip install {name}"
             yield ("BROKEN", name, remedy) if name in NEEDED else ("note", name, "not installed (optional)")
-    yield from bounds()
 
 
 def bounds() -> Iterator[Finding]:
@@ -47,8 +46,16 @@ def bounds() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     for need in map(Requirement, requires("vtc-vlm") or ()):
-        if need.marker is None and not need.specifier.contains(version(need.name), prereleases=True):
-            yield "BROKEN", need.name, f"{version(need.name)} is not {need.specifier}; pip install '{need}'"
+        if need.marker is not None:  # of an extra
+            continue
+        try:
+            found = version(need.name)
+        except PackageNotFoundError:
+            if need.name not in NEEDED:
+                yield "BROKEN", need.name, f"missing; pip install '{need}'"
+            continue
+        if not need.specifier.contains(found, prereleases=True):
+            yield "BROKEN", need.name, f"{found} is not {need.specifier}; pip install '{need}'"
 
 
 def devices() -> Iterator[Finding]:

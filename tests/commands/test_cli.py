@@ -309,6 +309,14 @@ def broken(monkeypatch, check):
     return finding[2]
 
 
+def test_doctor_finds_what_is_too_old_or_missing(monkeypatch):
+    needs = ["torch>=99.5", "no-such-package>=1", "peft>=99; extra == 'train'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: needs)
+    found = {what: details for state, what, details in doctor.guarded(doctor.bounds) if state == "BROKEN"}
+    assert found.keys() == {"torch", "no-such-package"} and "pip install 'torch>=99.5'" in found["torch"]
+    assert "missing; pip install 'no-such-package>=1'" in found["no-such-package"]
+
+
 def test_doctor_finds_a_torchvision_for_another_torch(monkeypatch):
     def fail(name):
         raise RuntimeError("operator torchvision::nms does not exist")

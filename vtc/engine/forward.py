@@ -22,7 +22,7 @@ from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
 from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows
 from vtc.engine.layer_arguments import LayerArguments
-from vtc.engine.layers import enter, leave, on_candidates, on_fewer_keys, on_some_rows
+from vtc.engine.layers import enter, leave, on_candidates, on_fewer_keys, on_some_rows, run_layer
 from vtc.engine.prompt_ends import PromptEnds
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.frozen import candidates_of
@@ -215,7 +215,7 @@ class Engine:
         else:
             p.rows_by_layer[index] = states.shape[1]
             kwargs = self.arguments.on_rows(p, rows, index, states, kwargs)
-            output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+            output = run_layer(forward, states, args, kwargs)
         return leave(p, plan.rows, output) if plan.rows is not None and plan.restore else output
 
     def _pass_of(self, index: int, tables: Any) -> Prefill | None:

@@ -36,6 +36,11 @@ def leave(p: Prefill, cut: Rows, output: Any) -> Any:
     return (full, *output[1:]) if isinstance(output, tuple) else full
 
 
+def run_layer(forward: Callable, states: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """A layer on ``states``, given by place or by name as the model does."""
+    return forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+
+
 def on_some_rows(
     arguments: LayerArguments,
     router: Router | None,
@@ -57,7 +62,7 @@ def on_some_rows(
         gate = router.gate(p, cut, index)
         gated = router.mask(p, cut, index, layer, given, kwargs["attention_mask"], short, arguments.backend)
         kwargs["attention_mask"] = gated
-    output = forward(short, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": short})
+    output = run_layer(forward, short, args, kwargs)
     out = output[0] if isinstance(output, tuple) else output
     if gate is not None:  # a token's gate gets what running it did to its own row; its key's worth is in the mask
         out = out + (gate - gate.detach())[..., None].to(out.dtype) * (out - short).detach()
@@ -97,7 +102,8 @@ def on_candidates(
     kwargs: dict[str, Any],
 ) -> Any:
     """A layer that chooses its keys of the candidates, which stop before layer ``first``, or in which they rest."""
-    states, stopped, of = enter(p, plan, states), p.stopped, candidates_of(p)
+    states, stopped = enter(p, plan, states), p.stopped
+    of = plan.candidates or candidates_of(p)  # a replay for a gradient comes after later cuts
     if index == first:  # anew where it is replayed for a gradient
         stopped = gather_rows(states, of.place.inside)
         p.stopped = stopped if p.stopped is None else p.stopped
@@ -108,7 +114,7 @@ def on_candidates(
         output = on_some_rows(arguments, None, p, plan.runs, index, states, forward, args, kwargs)
     elif rests:
         kwargs = arguments.on_rows(p, of.text, index, states, kwargs)
-        output = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+        output = run_layer(forward, states, args, kwargs)
     else:
         plan.candidates, stopped = of, stopped if index >= first else None
         output = on_chosen_keys(arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
@@ -144,5 +150,4 @@ def on_chosen_keys(
         kwargs = arguments.placed(p, of.text, kwargs)
     if layer is not None:
         layer.expect(None, p.length)
-    kwargs = {**kwargs, "attention_mask": mask}
-    return forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+    return run_layer(forward, states, args, {**kwargs, "attention_mask": mask})

@@ -12,7 +12,7 @@ from vtc.budget.spend import Spend, needs
 from vtc.engine.placeholders import Layout, build_layout
 from vtc.engine.rows import choose_rows
 from vtc.engine.state import Cut, Prefill, Remaining, Rows
-from vtc.errors import NotReduced, UnsupportedModel
+from vtc.errors import BudgetError, NotReduced, UnsupportedModel
 from vtc.kernels.gather import gather_rows
 from vtc.kernels.merge import merge
 from vtc.methods._contract import check_reduction
@@ -78,7 +78,17 @@ def keeps_of(
     for total in totals:
         keys = keys_a_layer(total, budget, layers, method.rest)
         wide = Budget(max(1, min(total, math.floor(stages[-1].candidates * budget.tokens(total)))))
-        cuts = solve(total, wide, starts[:-1], powers[:-1], layers, method.name, factors[:-1]) if starts[:-1] else ()
+        try:
+            cuts = solve(total, wide, starts[:-1], powers[:-1], layers, method.name, factors[:-1]) if starts[1:] else ()
+        except BudgetError as error:
+            least = math.ceil((error.least or 0) / stages[-1].candidates)
+            raise BudgetError(
+                f"{method.name}: the cuts before tokens are frozen leave {error.least} of {total} at least, averaged "
+                f"over layers, and may leave {stages[-1].candidates:g} times the budget; so the least budget is "
+                f"{least} tokens, and {budget} were asked for; raise the budget or candidates, or cut at the decoder's "
+                "input",
+                least=least,
+            ) from None
         found.append((*cuts, min(keys, *cuts) if cuts else keys))
     return found
 

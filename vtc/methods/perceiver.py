@@ -69,8 +69,6 @@ class Perceiver(Adaptive):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        if stage:
-            return super().reduce(stage, tokens, signals, keep)
         if self.module is None:
             raise VTCError("perceiver has no parameters without a model; use it through vtc.patch(model, 'perceiver')")
         if max(keep) > self.latents:

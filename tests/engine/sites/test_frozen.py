@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import DynamicCache
 
 import vtc
@@ -30,21 +31,22 @@ from tests.support import KINDS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.engine.capture.attention_hook import hook_attention
 from vtc.engine.report import Picture
-from vtc.errors import UnsupportedModel
+from vtc.errors import BudgetError, UnsupportedModel
 from vtc.methods import Frozen
 from vtc.methods._spelling import build
 from vtc.models import family_of
 
 LAYERS = 4  # of the models here
+CUT_BETWEEN = "divprune+share/fastv:layer=1/frozen:layer=2:candidates=2"
 SPECS = {  # and a budget
-    "adaptive": 0.3,
+    "adaptive": 0.12,
     "frozen": 1.0,
     "frozen:layer=2": 0.5,
     "divprune/frozen:layer=2:candidates=2": 0.3,
     "divprune+share/frozen:candidates=2": 0.3,
     "pool/frozen:layer=3": 0.1,
-    "divprune:rest=[0,3]+share/frozen": 0.2,
-    "divprune+share/fastv:layer=1/frozen:layer=2": 0.2,
+    "divprune:rest=[0,3]+share/frozen": 0.12,
+    CUT_BETWEEN: 0.3,
 }
 HYBRID = "qwen3_5"
 families = pytest.mark.parametrize("family", [f for f in KINDS if f not in ("paligemma", HYBRID)])
@@ -54,6 +56,17 @@ each = pytest.mark.parametrize("spec", SPECS)
 def on(family: str, spec: str):
     """The method; behind DeepStack vision tokens can stop in the last layer alone."""
     return build(re.sub(r"frozen:layer=\d", "frozen:layer=3", spec) if family == "qwen3_vl" else spec)
+
+
+def test_the_specs_cut_where_they_say(model_of):
+    """Or the tests here would be of candidates that are all there is."""
+    model = model_of("llava")
+    for spec, budget in SPECS.items():
+        vtc.patch(model, build(spec), budget)
+        logits(model, zoo.prompt(model, 1))
+        cuts = engine(model).current.cuts
+        assert len(cuts) == len(build(spec).stages()) - 1
+        assert all(cut.keep[0] < cut.tokens.count[0] for cut in cuts), spec
 
 
 def stops(model) -> dict:
@@ -180,12 +193,17 @@ def test_how_often_a_key_comes_back():
     assert picture.layers_as_key == [2, 3, 0, 1] and picture.returned == 0.25
 
 
-@pytest.mark.parametrize("spec", ["frozen", "adaptive:layer=2", "perceiver:layer=2"])
+@pytest.mark.parametrize("spec", ["frozen", "adaptive:layer=2", "perceiver:layer=2", CUT_BETWEEN])
 def test_gradients_are_those_of_the_masked_model_with_and_without_replays(spec):
     def gradient(how: str) -> dict:
         model = zoo.build("llava", dtype=torch.float64).train()
         prompt = zoo.prompt(model, 1)
-        vtc.patch(model, build(spec), SPECS.get(spec, 0.4))
+        vtc.patch(model, build(spec), SPECS.get(spec, 0.1))
+        if how == "replayed whole":  # as FSDP and older transformers do: what chooses runs again, behind later cuts
+            layers = family_of(model).decoder.layers
+            for index, layer in enumerate(layers):
+                layers[index] = checkpoint_wrapper(layer)
+            model.enable_input_require_grads()
         if how == "replayed":
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
@@ -204,10 +222,13 @@ def test_gradients_are_those_of_the_masked_model_with_and_without_replays(spec):
             model(**prompt, labels=labels, use_cache=False).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    want, replayed = gradient("forward"), gradient("replayed")
-    assert want.keys() == replayed.keys() and any("vision_tower" in name for name in want)
-    for name, grad in want.items():
-        assert_close(name, replayed[name], grad)
+    want = gradient("forward")
+    assert any("vision_tower" in name for name in want)
+    for how in ("replayed", "replayed whole"):
+        got = {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in gradient(how).items()}
+        assert got.keys() == want.keys()
+        for name, grad in want.items():
+            assert_close(f"{how}: {name}", got[name], grad)
     for name, grad in gradient("masked").items() if "perceiver" not in spec else ():
         assert_close(name, want[name], grad)
 
@@ -225,7 +246,7 @@ def test_words_beside_pictures_and_words_alone_in_one_batch(model_of):
     """A prompt without a picture has no tokens that stop: what fills its place weighs nothing."""
     model = model_of("llava")
     prompts = [zoo.prompt(model, 2, seed=1), zoo.prompt(model, 0, seed=2, before=20), zoo.prompt(model, 1, seed=3)]
-    vtc.patch(model, "adaptive", 0.3)
+    vtc.patch(model, "adaptive", 0.12)
     together = zoo.batch(prompts)
     got = logits(model, together)[:, -1]
     for row, prompt in enumerate(prompts):
@@ -235,7 +256,7 @@ def test_words_beside_pictures_and_words_alone_in_one_batch(model_of):
 def test_hidden_states_of_every_layer_are_full_and_change_nothing(model_of):
     model = model_of("llava", dtype=torch.float64)
     prompt = zoo.prompt(model, 1)
-    vtc.patch(model, "adaptive", 0.3)
+    vtc.patch(model, "adaptive", 0.12)
     want = logits(model, prompt)
     with torch.no_grad():
         out = model(**prompt, output_hidden_states=True)
@@ -246,7 +267,7 @@ def test_hidden_states_of_every_layer_are_full_and_change_nothing(model_of):
 def test_a_second_picture_in_a_later_turn_has_keys_beside_those_of_the_first(model_of):
     model = model_of("llava", dtype=torch.float64)
     first, second = zoo.prompt(model, 1, seed=1), zoo.prompt(model, 1, seed=2)
-    vtc.patch(model, "adaptive", 0.3)
+    vtc.patch(model, "adaptive", 0.12)
     cache = DynamicCache(config=model.config.get_text_config())
     logits(model, first, past_key_values=cache, use_cache=True)
     held = [layer.keys.shape[2] for layer in cache.layers]
@@ -256,6 +277,19 @@ def test_a_second_picture_in_a_later_turn_has_keys_beside_those_of_the_first(mod
     words = second["input_ids"].shape[1] - one.tokens_in
     more = [layer.keys.shape[2] - old - words for layer, old in zip(cache.layers, held, strict=True)]
     assert more == one.tokens_by_layer
+
+
+def test_the_least_budget_is_said_in_keys(model_of):
+    """Cuts inside the decoder meet the candidates' budget; what is raised, and stands in tables, is the user's."""
+    model = model_of("llava")
+    prompt = zoo.prompt(model, 1)  # 36 tokens, all of them in two of four layers: 19 candidates at least
+    vtc.patch(model, "fastv:layer=2/frozen:layer=3:candidates=4", budget=4)
+    with pytest.raises(BudgetError, match=r"leave 19 of 36 at least.* least budget is 5 tokens, and 4 were") as error:
+        logits(model, prompt)
+    assert error.value.least == 5
+    vtc.patch(model, "fastv:layer=2/frozen:layer=3:candidates=4", budget=5)
+    logits(model, prompt)
+    assert 0 < vtc.report(model).average_tokens <= 5
 
 
 def test_a_prompt_that_ends_with_its_picture_raises(model_of):

@@ -41,10 +41,7 @@ def _attend_split(
     q: Tensor, k: Tensor, v: Tensor, mask: SplitMask, scale: float, run: Callable[..., Any], **kwargs: Any
 ) -> Tensor:
     one, other = (taken(q, rows.inside) for rows in (mask.first, mask.second))
-    seen = mask.whole.at(mask.first.inside)
-    whole, _ = _attend(
-        one, k, v, seen if seen.backend == "sdpa" or seen.flash else seen.mask, scale, run, True, **kwargs
-    )
+    whole, _ = _attend(one, k, v, mask.whole.at(mask.first.inside).handed, scale, run, True, **kwargs)
     k, v, few = mask.text(other, k, v, scale)
     text, _ = _attend(other, k, v, few, scale, run, True, **kwargs)
     out = whole.new_zeros(q.shape[0], q.shape[2], whole.shape[2] * whole.shape[3])

@@ -49,6 +49,11 @@ class LazyMask:
         return "flash" in self.backend
 
     @property
+    def handed(self) -> LazyMask | Tensor | None:
+        """What ``attend`` is handed: itself, where a kernel may take it or flash attention must, else the mask."""
+        return self if self.backend == "sdpa" or self.flash else self.mask
+
+    @property
     def place(self) -> Tensor:
         """``[B, K]``: the logical column of each row."""
         return self.rows + (self.total - self.length)

@@ -150,7 +150,7 @@ class Choice:
         mask = self.seeing(of.text.rows, columns.each(lambda t: t.gather(1, order)))
         if self.layer is not None:
             self.layer.hold(mask.columns, k, v, self.p.behind)
-        return k, v, mask if self.backend == "sdpa" or mask.flash else mask.mask
+        return k, v, mask.handed
 
     @torch.no_grad()
     def _choose(self, columns: Columns, q: Tensor, k: Tensor, stored: Tensor, scale: float) -> Tensor:

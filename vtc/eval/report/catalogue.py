@@ -10,7 +10,7 @@ from rich.text import Text
 from vtc.eval import benchmarks
 from vtc.methods import registry
 from vtc.methods._spelling import spell
-from vtc.methods.base import Method
+from vtc.methods.base import Method, Stage
 from vtc.signals.base import TowerHook
 from vtc.signals.tower_groups import TowerGroups
 
@@ -19,7 +19,13 @@ def site(method: Method) -> str:
     """Where it cuts, in words."""
     if method.reduces_keys:
         return f"keys from layer {layer(method.stages()[0].layer)}"
-    return ", ".join("decoder input" if s.layer == 0 else f"layer {layer(s.layer)}" for s in method.stages())
+    return ", ".join(map(place, method.stages()))
+
+
+def place(stage: Stage) -> str:
+    if stage.freezes:
+        return f"keys in every layer, rows to {layer(stage.layer)}"
+    return "decoder input" if stage.layer == 0 else f"layer {layer(stage.layer)}"
 
 
 def layer(value: int | float) -> str:
