@@ -158,12 +158,15 @@ def candidate_rows(p, of, chosen: Tensor | None = None) -> Tensor:
 
 @dataclass
 class Chosen:
-    """What text sees in one layer: all but ``others [B, N]``, for which, where there are ``means``, one key stands."""
+    """What text sees in one layer: all but ``others [B, N]``, for which, where there are ``means``, one key stands. Of
+    turns that each chose, those rows from ``first`` up to the next one's."""
 
     vision: Tensor
     others: Tensor
     sizes: Tensor
     means: list[bool]
+    first: int = 0
+    later: Chosen | None = None
 
     @classmethod
     def of(cls, engine, index: int, columns: int) -> Chosen | None:
@@ -176,14 +179,19 @@ class Chosen:
         return cls(*padded, plan.candidates.with_mean)
 
     def attend(self, q, k, v, mask, scale, run, **kwargs):
-        batch, n = self.vision.shape
-        bias = mask.expand(batch, -1, -1, -1).clone()
+        k, v, bias = self.seen(k, v, mask.expand(q.shape[0], -1, -1, -1).clone())
+        return run(q, k, v, bias, **{**kwargs, "scaling": scale})
+
+    def seen(self, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values with the means behind them, and the mask."""
+        batch, end = self.vision.shape
         low = torch.finfo(bias.dtype).min
         bias = torch.cat([bias, torch.full_like(bias[..., :1], low)], dim=-1)
         k, v = (torch.cat([x, torch.zeros_like(x[:, :, :1])], dim=2) for x in (k, v))
+        end = end if self.later is None else self.later.first
         for prompt in range(batch):
             others = self.others[prompt].nonzero()[:, 0].tolist()
-            text = (~self.vision[prompt]).nonzero()[:, 0].tolist()
+            text = [row for row in range(self.first, end) if not self.vision[prompt, row]]
             for row in text:
                 bias[prompt, :, row, others] = low
             if not others or not self.means[prompt]:
@@ -193,7 +201,7 @@ class Chosen:
                 x[prompt, :, -1] = sum(s * x[prompt, :, row] for s, row in zip(sizes, others, strict=True)) / sum(sizes)
             last = int(self.vision[prompt].nonzero().max())
             bias[prompt, :, [row for row in text if row > last], -1] = float(sum(sizes).log())
-        return run(q, k, v, bias, **{**kwargs, "scaling": scale})
+        return (k, v, bias) if self.later is None else self.later.seen(k, v, bias)
 
 
 @contextmanager

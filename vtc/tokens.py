@@ -148,8 +148,8 @@ class Reduction:
         return out.scatter_add_(1, self.slot.clamp(min=0), tokens.size * used)
 
 
-def top(score: Tensor, keep: list[int], valid: Tensor) -> Tensor:
-    """Indices ``[I, K]`` of the ``keep[i]`` highest scores, best first, -1 padded to ``K = max(keep)``.
+def top(score: Tensor, keep: list[int] | Tensor, valid: Tensor, wide: int | None = None) -> Tensor:
+    """Indices ``[I, K]`` of the ``keep[i]`` highest scores, best first, -1 padded to ``K = wide`` (``max(keep)``).
 
     Ties go to the lower index; NaN and padding rank last.
     """
@@ -157,13 +157,13 @@ def top(score: Tensor, keep: list[int], valid: Tensor) -> Tensor:
     # Valid tokens before padding even where their score is -inf: sort by score, then stably by validity.
     order = score.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, (~valid.gather(1, order)).to(torch.uint8).argsort(dim=1, stable=True))
-    return cut(order, keep)
+    return cut(order, keep, wide)
 
 
-def cut(order: Tensor, keep: list[int]) -> Tensor:
-    """The first ``keep[i]`` entries of each row of ``order [I, N]``, -1 padded: ``[I, max(keep)]``."""
-    wide = max(keep, default=0)
-    inside = torch.arange(wide, device=order.device) < torch.tensor(keep, device=order.device)[:, None]
+def cut(order: Tensor, keep: list[int] | Tensor, wide: int | None = None) -> Tensor:
+    """The first ``keep[i]`` entries of each row of ``order [I, N]``, -1 padded: ``[I, wide]`` (None: ``max(keep)``)."""
+    wide = max(keep, default=0) if wide is None else wide
+    inside = torch.arange(wide, device=order.device) < torch.as_tensor(keep, device=order.device)[:, None]
     return order[:, :wide].masked_fill(~inside, -1)
 
 

@@ -20,9 +20,9 @@ from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.stage_view import StageView
 from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
-from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows
+from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows, logical_length, remembers, stored
 from vtc.engine.layer_arguments import LayerArguments
-from vtc.engine.layers import enter, leave, on_candidates, on_fewer_keys, on_some_rows, run_layer
+from vtc.engine.layers import enter, in_later_turn, leave, on_candidates, on_fewer_keys, on_some_rows, run_layer
 from vtc.engine.prompt_ends import PromptEnds
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.frozen import candidates_of
@@ -50,10 +50,12 @@ class Engine:
         self.depth = len(family.layers)
         self.stage_at = place_stages(method, family)
         self.freezes_at = next((at for at, n in self.stage_at.items() if method.stages()[n].freezes), None)
+        self.remembers = any(stage.memory for stage in method.stages())
         self.tower, self.decoder, self.arguments = TowerCapture(family), DecoderCapture(family), LayerArguments(family)
         self.set_budget(budget)
         self.bypass = True  # leave a forward alone when nothing in it has to go
         self.paused = False  # leave every forward alone
+        self.unasked = False  # what comes is a picture alone, which is kept whole for later questions
         self.current: Prefill | None = None
         self.earlier: deque[Prefill] = deque(maxlen=REPLAYED)
         self.prompt_ends = PromptEnds()
@@ -96,29 +98,42 @@ class Engine:
         found: dict[str, Tensor] = {}
         if ids is None and length > 1 and not brings:
             found = pictures_in(self.family, self.tower.runs, given, real_rows(kwargs.get("attention_mask"), length))
+        cache, grad, clock = cache_given(kwargs), torch.is_grad_enabled(), Stopwatch(given.device.type == "cuda")
         if length == 1 or not (brings or found):
             # Text only, or a decode step (whose token may even look like a placeholder).
-            if torch.is_grad_enabled():
-                self.current = Prefill({}, None, None, length, batch, Stopwatch(False), grad=True, brings=False)
+            if length > 1 and remembers(cache):
+                padding, ends = self._real_part(kwargs, cache, batch, length, ids is not None)
+                self.current = Prefill({}, None, padding, length, batch, clock, ends, grad, brings=False)
+            elif grad:
+                self.current = Prefill({}, None, None, length, batch, clock, grad=True, brings=False)
             return
-        check_cache(cache_given(kwargs))
+        check_cache(cache)
         if kwargs.get("cu_seq_lens_q") is not None:
             raise UnsupportedModel("packed sequences (cu_seq_lens) are not supported; pad the prompts instead")
         if fresh:
             self.tower.runs = {}
         self.tower.adopt(features)
         on_cpu = None if ids is None else ids.cpu()
-        padding = real_rows(kwargs.get("attention_mask"), length)
+        padding, ends = self._real_part(kwargs, cache, batch, length, ids is not None)
         self.current = Prefill(
             ids=found if on_cpu is None else self._placeholders(on_cpu),
             input_ids=on_cpu,
-            padding=None if padding is None or bool(padding.all()) else padding,
+            padding=padding,
             length=length,
             batch=batch,
-            clock=Stopwatch(given.device.type == "cuda"),
-            ends=self.prompt_ends.of(batch, length, by_ids=ids is not None),
-            grad=torch.is_grad_enabled(),
+            clock=clock,
+            ends=ends,
+            grad=grad,
+            unasked=self.unasked,
         )
+
+    def _real_part(
+        self, kwargs: dict[str, Any], cache: Any, batch: int, length: int, by_ids: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Of a forward's rows, ``padding`` and ``ends`` of its ``Prefill``."""
+        padding = real_rows(kwargs.get("attention_mask"), length)
+        ends = self.prompt_ends.of(batch, length, logical_length(cache), by_ids)
+        return None if padding is None or bool(padding.all()) else padding, ends
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""
@@ -195,6 +210,9 @@ class Engine:
         cache = cache_given(kwargs)
         p = None if self.paused else self._pass_of(index, kwargs.get("position_embeddings"))
         if p is None or not p.ids:
+            layer = stored(cache, index)
+            if p is not None and layer is not None and layer.memory is not None and p.asks:
+                return in_later_turn(self.arguments, p, self.remembers, index, states, forward, args, kwargs)
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
         plan = p.plans.get(index)
         if plan is None:
@@ -204,8 +222,8 @@ class Engine:
         if self.keys is not None and p.over and index >= self.keys.first:
             return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
         if p.over and self.freezes_at is not None:
-            first, rests = self.freezes_at, index in self.method.rest
-            return on_candidates(self.arguments, p, plan, first, rests, index, states, forward, args, kwargs)
+            first, rests, keeps = self.freezes_at, index in self.method.rest, self.remembers or p.unasked
+            return on_candidates(self.arguments, p, plan, first, rests, keeps, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))

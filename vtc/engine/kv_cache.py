@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from vtc.engine.memory import Memory
 from vtc.engine.rows import Columns
 from vtc.errors import NotReduced, UnsupportedModel
 
@@ -21,7 +22,8 @@ class RowCacheLayer(DynamicLayer):
     """Keys and values of the kept rows only; ``get_seq_length`` is the logical length.
 
     What was kept of the reduced prompts stands in ``kept`` (logical columns, validity, log sizes); everything since is
-    contiguous and only counted (``tail``), so a decode step costs no bookkeeping tensors.
+    contiguous and only counted (``tail``), so a decode step costs no bookkeeping tensors. ``memory``: candidates that
+    are no keys now, where a later turn may choose anew.
     """
 
     def __init__(self, sliding_window: int | None = None):
@@ -36,6 +38,7 @@ class RowCacheLayer(DynamicLayer):
 
     def _forget(self) -> None:
         self.kept: Columns | None = None
+        self.memory: Memory | None = None
         self.tail = 0
         self.logical = 0
         self.expected: tuple[Columns | None, int, Columns | None] | None = None
@@ -92,17 +95,19 @@ class RowCacheLayer(DynamicLayer):
             self._leave(keys.shape[-2] - self.sliding_window + 1)
         return keys, values
 
-    def hold(self, columns: Columns, keys: Tensor, values: Tensor, behind: int = 0) -> None:
+    def hold(
+        self, columns: Columns, keys: Tensor, values: Tensor, behind: int = 0, memory: Memory | None = None
+    ) -> None:
         """Store these in place of all that is stored: a forward's keys were reduced after ``update`` brought them.
         ``crop`` may take the last ``behind`` back."""
         self.kept, self.tail = columns.without_last(behind), behind
-        self.keys, self.values = keys, values
+        self.keys, self.values, self.memory = keys, values, memory
         if self.sliding_window is not None and not self.record_past:
             self._leave(keys.shape[-2] - self.sliding_window + 1)
 
     def _leave(self, count: int) -> None:
         """Forget the ``count`` oldest rows: at most window - 1 columns are ever looked back at, and rows <= columns."""
-        if count <= 0:
+        if count <= 0 or self.memory is not None:  # whose keys are chosen anew; masks hide what the window has left
             return
         self.keys, self.values = self.keys[:, :, count:], self.values[:, :, count:]
         prefix = 0 if self.kept is None else self.kept.index.shape[1]
@@ -126,6 +131,8 @@ class RowCacheLayer(DynamicLayer):
     def _reindex(self, change) -> None:
         if self.kept is not None:
             self.kept = self.kept.each(change)
+        if self.memory is not None:
+            self.memory = self.memory.each(change)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
@@ -250,12 +257,22 @@ def held_rows(cache: Cache | None, index: int) -> int:
     return keys.shape[-2] if isinstance(keys, Tensor) and keys.dim() == 4 else 0
 
 
+def logical_length(cache: Cache | None) -> int:
+    """How many tokens the cache stands for, those that left it included."""
+    cache = plain(cache)
+    return 0 if cache is None or not cache.layers else int(cache.get_seq_length())
+
+
+def remembers(cache: Cache | None) -> bool:
+    """Whether some layer holds candidates of which a later turn may choose."""
+    cache = plain(cache)
+    return cache is not None and any(getattr(layer, "memory", None) is not None for layer in cache.layers)
+
+
 def cache_bytes(cache: Cache | None) -> int:
     """Bytes of all keys and values the cache really holds."""
     cache = plain(cache)
-    held = (
-        []
-        if cache is None
-        else [t for layer in cache.layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
-    )
+    layers: list[Any] = [] if cache is None else cache.layers
+    memories = [layer.memory.others for layer in layers if getattr(layer, "memory", None) is not None]
+    held = [getattr(one, name, None) for one in (*layers, *memories) for name in ("keys", "values")]
     return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

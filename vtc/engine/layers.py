@@ -11,7 +11,8 @@ from torch import Tensor
 from vtc.engine.kv_cache import cache_given, row_layer
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
-from vtc.engine.sites.frozen import Choice, candidates_of, keys_of
+from vtc.engine.sites.choice import Choice
+from vtc.engine.sites.frozen import candidates_of, keys_of, later_turn
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import merge_rows, regather
@@ -95,6 +96,7 @@ def on_candidates(
     plan: LayerPlan,
     first: int,
     rests: bool,
+    remembers: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -117,7 +119,7 @@ def on_candidates(
         output = run_layer(forward, states, args, kwargs)
     else:
         plan.candidates, stopped = of, stopped if index >= first else None
-        output = on_chosen_keys(arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
+        output = on_chosen_keys(arguments, p, plan, of, remembers, index, states, forward, args, kwargs, stopped)
     return leave(p, rows, output) if plan.restore and rows is not None else output
 
 
@@ -126,6 +128,7 @@ def on_chosen_keys(
     p: Prefill,
     plan: LayerPlan,
     of: Candidates,
+    remembers: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -139,10 +142,13 @@ def on_chosen_keys(
     past = 0 if layer is None else layer.logical
     held = layer.columns(0, p.batch, states.device) if layer is not None and past else None
     given, attn = kwargs.get("attention_mask"), arguments.backend
-    choice = Choice(p, plan, of, layer, held, past, given, attn, states.dtype)
-    if stopped is None:
+    choice = Choice(p, plan, of, layer, held, past, given, attn, states.dtype, remembers)
+    mask: Any
+    if not p.brings:
+        mask = choice.beside(None)
+    elif stopped is None:
         kwargs = kwargs if plan.rows is None else arguments.placed(p, plan.rows, kwargs)
-        mask: Any = choice.among(plan.rows)
+        mask = choice.among(plan.rows)
     else:
         mask = choice.beside(
             keys_of(arguments.family.decoder_attention(index), of.place, stopped, p, past, forward, kwargs, attn)
@@ -151,3 +157,19 @@ def on_chosen_keys(
     if layer is not None:
         layer.expect(None, p.length)
     return run_layer(forward, states, args, {**kwargs, "attention_mask": mask})
+
+
+def in_later_turn(
+    arguments: LayerArguments,
+    p: Prefill,
+    remembers: bool,
+    index: int,
+    states: Tensor,
+    forward: Callable,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """A layer of a forward that brings no picture, on a cache whose candidates it chooses of anew."""
+    plan = p.plans.setdefault(index, LayerPlan())
+    plan.candidates = later_turn(p, states.device)
+    return on_chosen_keys(arguments, p, plan, plan.candidates, remembers, index, states, forward, args, kwargs)

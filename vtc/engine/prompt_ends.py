@@ -36,16 +36,16 @@ class PromptEnds:
         finally:
             self.given = before
 
-    def of(self, batch: int, length: int, by_ids: bool) -> Tensor | None:
-        """``[B]`` on the CPU: before which of its ``length`` rows each prompt of a forward ends; None: all are prompt.
-        Behind it stands what is learned, or what ``generate`` wrote and drafted: candidates of speculative decoding,
-        and all it wrote where it uses no cache."""
+    def of(self, batch: int, length: int, past: int, by_ids: bool) -> Tensor | None:
+        """``[B]`` on the CPU: before which of its ``length`` rows, behind ``past`` in the cache, each prompt of a
+        forward ends; None: all are prompt. Behind it stands what is learned, or what ``generate`` wrote and drafted:
+        candidates of speculative decoding, and all it wrote where it uses no cache."""
         if self.labels is not None:
             if self.labels.shape != (batch, length):
                 had = list(self.labels.shape)
                 raise ValueError(f"labels are {had} and the prompts {[batch, length]}; give one a row")
             first = (self.labels != IGNORE).int().argmax(dim=1).cpu()
             return first.where(first > 0, length)
-        if self.given is not None and by_ids and self.given < length:
-            return torch.full((batch,), self.given)
+        if self.given is not None and by_ids and self.given < past + length:
+            return torch.full((batch,), max(self.given - past, 0))
         return None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtc.budget.layer_budget import LayerBudget
+from vtc.engine.memory import Quota, has_mean
 from vtc.engine.placeholders import Layout
 from vtc.engine.stopwatch import Stopwatch
 from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens
-
-SPARED, HIDDEN = 8, 16  # keys, and candidates a key, from which on one key stands for all that are none
 
 
 @dataclass
@@ -70,10 +70,17 @@ class Candidates:
 
     @property
     def with_mean(self) -> list[bool]:
-        """Of each prompt, whether one of its keys is the mean of the candidates that are none: where a key can be
-        spared for it, or nearly all of the picture would be out of sight."""
-        pairs = zip(self.keys, self.count, strict=True)
-        return [1 < keys < count and (keys >= SPARED or count >= HIDDEN * keys) for keys, count in pairs]
+        """Of each prompt, whether one of its keys is the mean of the candidates that are none."""
+        return [has_mean(keys, count) for keys, count in zip(self.keys, self.count, strict=True)]
+
+    @cached_property
+    def quota(self) -> Quota:
+        return Quota.of(self.keys, self.count, self.text.rows.device)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether not all of them are keys."""
+        return self.keys != self.count
 
 
 @dataclass
@@ -113,6 +120,7 @@ class Prefill:
     at_input: dict[Signal, Tensor] = field(default_factory=dict)  # of signals that ask to see the decoder's input
     opened: bool = False
     brings: bool = True  # pictures come with it
+    unasked: bool = False  # nobody asks yet: every candidate stays for who will
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
     needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need
     over: bool = False  # some picture must shrink
@@ -132,6 +140,11 @@ class Prefill:
     def full(self) -> list[int]:
         """Tokens of each picture, newlines included."""
         return [n + m for n, m in zip(self.layout.count, self.layout.newlines, strict=True)]
+
+    @property
+    def asks(self) -> bool:
+        """Whether some row is of a prompt: what ``generate`` drafted and verifies is not."""
+        return self.ends is None or bool((self.ends > 0).any())
 
     @property
     def behind(self) -> int:

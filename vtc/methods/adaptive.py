@@ -24,8 +24,8 @@ class Adaptive(Method):
     Before the first decoder layer ``candidates`` times the budget are kept: greedy max-min diversity (as DivPrune),
     each dropped token merged into its nearest kept one, which from there on weighs for all it stands for (``share``).
     Of these every layer chooses its keys by the question, as many as the budget says, and they run up to decoder layer
-    ``layer`` (an int, or a fraction of depth) alone, as in ``frozen``. ``layer=None``: the first cut alone, at the
-    budget.
+    ``layer`` (an int, or a fraction of depth) alone, as in ``frozen``, where ``memory`` is explained, too.
+    ``layer=None``: the first cut alone, at the budget.
 
     With the defaults half as many rows more run, averaged over layers, than keys are held.
     """
@@ -36,9 +36,10 @@ class Adaptive(Method):
     layer: int | float | None = 0.25
     candidates: float = 6.0
     share: bool = field(default=True, kw_only=True)
+    memory: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_candidates(self.name, self.candidates)
+        check_candidates(self.name, self.candidates, self.memory)
         super().__post_init__()
         if self.layer is not None and self.layer == 0:
             raise ValueError(
@@ -48,7 +49,9 @@ class Adaptive(Method):
 
     def stages(self) -> tuple[Stage, ...]:
         first = (Stage(0),)
-        return first if self.layer is None else (*first, Stage(self.layer, freezes=True, candidates=self.candidates))
+        if self.layer is None:
+            return first
+        return (*first, Stage(self.layer, freezes=True, candidates=self.candidates, memory=self.memory))
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:

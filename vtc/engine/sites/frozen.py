@@ -1,31 +1,27 @@
-"""Every layer chooses its keys anew, of candidates that run in the first layers and then stop.
+"""Vision tokens that run in the first layers and then stop: which they are, and the keys and values that a later layer
+makes, by its own norm, projections and rotary tables, of the states they stopped in.
 
-The candidates are the vision tokens that the cuts before left. In each layer those that some row of the question looks
-at most are keys of the text, and one more key stands for the others: the mean of their keys and of their values, as
-heavy as they are together. The cache holds these alone. Candidates see each other whole while they run; from one layer
-on text runs alone, beside keys and values that each layer makes, by its own norm, projections and rotary tables, of the
-states they stopped in.
+They are candidates for keys of the text: in each layer those that some row of the question looks at most, and one more
+stands for the others, as heavy as they are together (``choice.py``). Candidates see each other whole while they run;
+from one layer on text runs alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtc.engine.attention.masks import LazyMask, ReducingMask, SplitMask
-from vtc.engine.attention.question import largest_attention
+from vtc.engine.attention.masks import ReducingMask
 from vtc.engine.capture.attention_hook import EndOfLayer
-from vtc.engine.kv_cache import RowCacheLayer, without_cache
-from vtc.engine.rows import Columns, choose_rows, gather_positions, taken
+from vtc.engine.kv_cache import without_cache
+from vtc.engine.rows import Columns, choose_rows, gather_positions
 from vtc.engine.stages import text_rows
-from vtc.engine.state import Candidates, LayerPlan, Prefill, Rows
+from vtc.engine.state import Candidates, Prefill, Rows
 from vtc.errors import UnsupportedModel
-from vtc.tokens import sort_padded, top
 
 
 def candidates_of(p: Prefill) -> Candidates:
@@ -62,145 +58,40 @@ def asking_rows(p: Prefill, text: Rows) -> Tensor:
     Raises ``UnsupportedModel`` where there is none."""
     row = torch.arange(p.length)
     vision = torch.stack(list(p.ids.values())).any(dim=0)
-    asks = ~vision & (row > torch.where(vision, row, -1).amax(dim=1, keepdim=True))
-    if p.padding is not None:
-        asks &= p.padding
-    if p.ends is not None:
-        asks &= row < p.ends[:, None]
-    if not bool(asks.any(dim=1).all()):
+    asks = ~vision & (row > torch.where(vision, row, -1).amax(dim=1, keepdim=True)) & prompt_rows(p)
+    if not bool(asks.any(dim=1).all()) and not p.unasked:
         raise UnsupportedModel(
             "a prompt ends with its picture, and tokens that stop running cannot say what comes next; put words behind "
             "the picture, or use a method whose tokens run to the end, such as divprune"
         )
-    most = int(asks.sum(dim=1).max())
-    listed = asks.int().argsort(dim=1, descending=True, stable=True)[:, :most].contiguous()
-    there = asks.gather(1, listed).to(text.rows.device)
+    listed, there = listed_rows(asks, text.rows.device)
     # Fillers stand between the rows that are there: these alone are looked up.
     rows = text.rows if text.valid is None else text.rows.masked_fill(~text.valid, -1).cummax(dim=1).values
-    return torch.searchsorted(rows, listed.to(rows.device)).masked_fill(~there, -1)
+    return torch.searchsorted(rows, listed).masked_fill(~there, -1)
 
 
-@dataclass(eq=False)
-class Choice:
-    """What text sees in one layer. ``held``: columns of the cache before this forward, ``past`` logical ones;
-    ``given``: the model's own mask; ``backend``: its attention function."""
-
-    p: Prefill
-    plan: LayerPlan
-    of: Candidates
-    layer: RowCacheLayer | None
-    held: Columns | None
-    past: int
-    given: Any
-    backend: str
-    dtype: torch.dtype
-
-    def seeing(self, rows: Tensor, columns: Columns) -> LazyMask:
-        """The mask of ``rows`` over the cache and these columns."""
-        columns = columns if self.held is None else self.held.then(columns)
-        total = self.past + self.p.length
-        return LazyMask(self.given, rows, columns, self.p.length, total, self.dtype, self.backend)
-
-    def beside(self, stored: tuple[Tensor, Tensor]) -> ReducingMask:
-        """The mask of a layer that runs text alone, beside keys and values ``stored [B, Hk, M, d]`` of candidates."""
-        rows = self.of.text.rows
-        seen = self.seeing(rows, Columns(rows + self.past))
-
-        def reduce(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any, None]:
-            return (*self.keys(q, k, v, stored, scale), None)
-
-        return ReducingMask(
-            self.given, rows, seen.columns, seen.length, seen.total, self.dtype, self.backend, reduce=reduce
-        )
-
-    def among(self, cut: Rows | None) -> SplitMask:
-        """The mask of a layer that runs text and candidates, the rows of ``cut`` (None: all)."""
-        device = self.of.text.rows.device
-        all_rows = torch.arange(self.p.length, device=device).expand(self.p.batch, -1)
-        own = Columns(all_rows) if cut is None else Columns(cut.rows, cut.valid, cut.log_size)
-        every = Columns(own.index + self.past, own.valid, own.log_size)
-        whole = self.seeing(own.index, every)
-
-        def text(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
-            before = k.shape[2] - own.index.shape[1]
-            new = k[:, :, before:], v[:, :, before:]
-            stored = taken(new[0], self.of.place.inside), taken(new[1], self.of.place.inside)
-            k = torch.cat([k[:, :, :before], taken(new[0], self.of.text.inside)], dim=2)
-            v = torch.cat([v[:, :, :before], taken(new[1], self.of.text.inside)], dim=2)
-            return self.keys(q, k, v, stored, scale)
-
-        return SplitMask(whole, self.of.place, self.of.text, text)
-
-    def keys(
-        self, q: Tensor, k: Tensor, v: Tensor, stored: tuple[Tensor, Tensor], scale: float
-    ) -> tuple[Tensor, Tensor, LazyMask | Tensor | None]:
-        """Keys and values ``[B, Hk, C, d]`` of the cache and the text, with those of the candidates that are keys, and
-        how the text rows ``q`` see them."""
-        of, vision = self.of, columns_of(self.of.place, self.past)
-        text = Columns(of.text.rows + self.past, of.text.valid)
-        if of.keys != of.count:
-            if self.plan.chosen is None:
-                with self.p.clock:
-                    self.plan.chosen = self._choose(vision.then(text), q, k, stored[0], scale)
-            vision, stored = chosen_of(vision, stored, self.plan.chosen, of)
-        columns = vision.then(text)
-        order = columns.index.argsort(dim=1, stable=True)
-        before = k.shape[2] - q.shape[2]
-        k, v = (in_order(own, others, order, before) for own, others in zip((k, v), stored, strict=True))
-        mask = self.seeing(of.text.rows, columns.each(lambda t: t.gather(1, order)))
-        if self.layer is not None:
-            self.layer.hold(mask.columns, k, v, self.p.behind)
-        return k, v, mask.handed
-
-    @torch.no_grad()
-    def _choose(self, columns: Columns, q: Tensor, k: Tensor, stored: Tensor, scale: float) -> Tensor:
-        """``[B, K]``, -1 padded: the candidates that the question's rows look at most, over all keys there are."""
-        of, before, tokens = self.of, k.shape[2] - q.shape[2], stored.shape[2]
-        there, at = of.asking >= 0, of.asking.clamp(min=0)
-        bias = self.seeing(of.text.rows.gather(1, at), columns).additive
-        every = torch.cat([k[:, :, :before], stored, k[:, :, before:]], dim=2)
-        most = largest_attention(taken(q, at), every, bias, there, scale)[:, before : before + tokens]
-        valid = torch.ones_like(most, dtype=torch.bool) if of.place.valid is None else of.place.valid
-        return sort_padded(top(most, [n - mean for n, mean in zip(of.keys, of.with_mean, strict=True)], valid))
+def prompt_rows(p: Prefill) -> Tensor:
+    """``[B, N]`` bool on the CPU: the rows that are no padding and stand before their prompt's end."""
+    rows = torch.ones(p.batch, p.length, dtype=torch.bool) if p.padding is None else p.padding
+    return rows if p.ends is None else rows & (torch.arange(p.length) < p.ends[:, None])
 
 
-def columns_of(rows: Rows, past: int) -> Columns:
-    """The columns that ``rows`` of a forward are behind ``past`` others. A filler weighs nothing: as a column it has
-    the index of a row that may look at itself."""
-    log_size = rows.log_size
-    if rows.valid is not None:
-        log_size = torch.zeros(rows.rows.shape, device=rows.rows.device) if log_size is None else log_size
-        log_size = log_size.masked_fill(~rows.valid, -torch.inf)
-    return Columns(rows.rows + past, rows.valid, log_size)
+def listed_rows(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``[B, R]``: the rows that ``rows [B, N]`` on the CPU marks, and where there are that many."""
+    most = int(rows.sum(dim=1).max())
+    listed = rows.int().argsort(dim=1, descending=True, stable=True)[:, :most].contiguous()
+    return listed.to(device), rows.gather(1, listed).to(device)
 
 
-def chosen_of(
-    columns: Columns, stored: tuple[Tensor, Tensor], chosen: Tensor, of: Candidates
-) -> tuple[Columns, tuple[Tensor, Tensor]]:
-    """Columns, keys and values of the candidates that ``chosen [B, K]`` names, and of the mean of the others."""
-    at, there = chosen.clamp(min=0), chosen >= 0
-    exact = torch.promote_types(stored[0].dtype, torch.float32)
-    zero = torch.zeros(columns.index.shape, dtype=exact, device=at.device)
-    sizes = zero if columns.log_size is None else columns.log_size.to(exact)
-    k, v = (taken(x, at) for x in stored)
-    out = Columns(columns.index.gather(1, at), there, sizes.gather(1, at).masked_fill(~there, -torch.inf))
-    if not any(of.with_mean):
-        return out, (k, v)
-    weight = sizes.exp().scatter(1, at, torch.where(there, 0.0, sizes.exp().gather(1, at)))  # of the others
-    weight = weight * torch.tensor(of.with_mean, device=at.device)[:, None]
-    total = weight.sum(dim=1, keepdim=True)
-    share = (weight / total.clamp(min=1.0))[:, None, :, None]
-    means = ((x * share.to(x.dtype)).sum(dim=2, keepdim=True) for x in stored)
-    last = columns.index.masked_fill(sizes == -torch.inf, 0).amax(dim=1, keepdim=True)
-    mean = Columns(last, total > 0, total.log())
-    k, v = (torch.cat([x, y], dim=2) for x, y in zip((k, v), means, strict=True))
-    return out.then(mean), (k, v)
-
-
-def in_order(own: Tensor, others: Tensor, order: Tensor, before: int) -> Tensor:
-    """Behind the first ``before`` of ``own [B, Hk, C, d]``: ``others`` and the rest of ``own`` in this order."""
-    new = taken(torch.cat([others, own[:, :, before:]], dim=2), order)
-    return torch.cat([own[:, :, :before], new], dim=2) if before else new
+def later_turn(p: Prefill, device: torch.device) -> Candidates:
+    """Of a forward that brings no picture: its rows choose of what the cache remembers."""
+    if p.candidates is None:
+        every = torch.arange(p.length, device=device).expand(p.batch, -1)
+        none, nobody = Rows(every[:, :0], None, None, every[:, :0]), [0] * p.batch
+        asking, there = listed_rows(prompt_rows(p), device)
+        text = Rows(every, None, None, every)
+        p.candidates = None, Candidates(none, nobody, nobody, text, asking.masked_fill(~there, -1))
+    return p.candidates[1]
 
 
 class NoQueries(nn.Module):
