@@ -1,7 +1,7 @@
 """What a second question about the same picture loses: asked on the cache that the first question left reduced.
 
     python scripts/measure_second_turn.py                                  # the testbed's model, its dev pictures
-    python scripts/measure_second_turn.py --methods adaptive,divprune+share --budgets 0.125,0.0625 --pairs 300
+    python scripts/measure_second_turn.py scenes-qwen --methods adaptive,adaptive:memory=true --budgets 0.0625
 
 First turn: the picture and question 1, answered. Second turn: question 2, on the same cache. Beside it: question 2
 asked first, of the same pictures, and the second turn of the unpatched model (which the testbed's model was not trained
@@ -39,15 +39,16 @@ def answer(model, processor, cache: DynamicCache, **inputs) -> str:
     return processor.tokenizer.decode(words, skip_special_tokens=True).strip()
 
 
-def turns(model, processor, first, second) -> tuple[bool, bool]:
+def turns(model, processor, first, second=None) -> list[bool]:
     """Whether question 1, and question 2 on the same cache, are answered rightly."""
     cache = DynamicCache(config=model.config.get_text_config())
     inputs = processor(images=first.image, text=first.prompt, return_tensors="pt")
-    one = answer(model, processor, cache, **inputs)
+    right = [answer(model, processor, cache, **inputs) == first.answer]
+    if second is None:
+        return right
     text = SECOND.format(question=second.question)
     more = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    two = answer(model, processor, cache, input_ids=more)
-    return one == first.answer, two == second.answer
+    return [*right, answer(model, processor, cache, input_ids=more) == second.answer]
 
 
 def pairs(count: int) -> list[tuple]:
@@ -60,11 +61,12 @@ def pairs(count: int) -> list[tuple]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default="adaptive,divprune+share")
-    parser.add_argument("--budgets", default="0.25,0.125,0.0625")
+    parser.add_argument("model", nargs="?", choices=("scenes", "scenes-qwen"), default="scenes")
+    parser.add_argument("--methods", default="adaptive,adaptive:memory=true,divprune+share")
+    parser.add_argument("--budgets", default="0.25,0.0625")
     parser.add_argument("--pairs", type=int, default=200)
     args = parser.parse_args()
-    path = scenes.checkpoint_path()
+    path = scenes.checkpoint_path("qwen" if args.model == "scenes-qwen" else "llava")
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=False).eval(),
         AutoProcessor.from_pretrained(path, trust_remote_code=False),
@@ -80,7 +82,7 @@ def main() -> None:
             vtc.patch(model, build(spec), budget=budget)
         bar = tqdm(questions, desc=f"{spec} {budget:g}", leave=False)
         asked_second = [turns(model, processor, a, b)[1] for a, b in bar]
-        asked_first = [turns(model, processor, b, a)[0] for a, b in tqdm(questions, desc="asked first", leave=False)]
+        asked_first = [turns(model, processor, b)[0] for _, b in tqdm(questions, desc="asked first", leave=False)]
         vtc.unpatch(model)
         first, second = (100 * sum(right) / len(right) for right in (asked_first, asked_second))
         print(f"| {spec} | {100 * budget:g} % | {first:.1f} | {second:.1f} |", flush=True)

@@ -16,6 +16,8 @@ _WHERE = {
     "patched": "patching.api",
     "patch_of": "patching.api",
     "report": "patching.api",
+    "remember": "patching.remember",
+    "recall": "patching.remember",
     "calibrate": "patching.calibration",
     "calibrate_spend": "patching.calibration",
     "compress": "weights.pipeline",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from vtc.patching.api import unpatch as unpatch
     from vtc.patching.calibration import calibrate as calibrate
     from vtc.patching.calibration import calibrate_spend as calibrate_spend
+    from vtc.patching.remember import recall as recall
+    from vtc.patching.remember import remember as remember
     from vtc.tokens import Budget as Budget
     from vtc.tokens import Reduction as Reduction
     from vtc.tokens import VisionTokens as VisionTokens

@@ -168,6 +168,11 @@ def cache_given(kwargs: Mapping[str, Any]) -> Cache | None:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
+def cache_name(model: nn.Module) -> str:
+    """What the model's forward calls its cache."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
 def check_layers(layers: Iterable[nn.Module]) -> None:
     """Raise ``UnsupportedModel`` for decoder layers that are handed their cache under a name not known here: they would
     compute something else without an error."""

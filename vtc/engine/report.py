@@ -234,4 +234,6 @@ def as_keys(p: Prefill, plan: LayerPlan) -> list[set[int]]:
 
 
 def has_mean(plan: LayerPlan, prompt: int) -> bool:
-    return plan.candidates is not None and plan.candidates.with_mean[prompt]
+    if plan.candidates is None or plan.chosen is None or plan.chosen.shape[1] == 0:
+        return False
+    return plan.candidates.with_mean[prompt]

@@ -136,6 +136,11 @@ class Family:
         """After how many of the first decoder layers features of the tower are added to vision tokens (DeepStack)."""
         return len(getattr(getattr(self.base.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether vision tokens see the words behind them: a prompt is a bidirectional prefix."""
+        return self.base.config.model_type == "paligemma"
+
     def reads_between(self, kwargs: dict[str, Any]) -> int:
         """After how many of the first decoder layers something reads or writes full-length states (DeepStack), from
         the keyword arguments of the text model's forward."""

@@ -231,6 +231,16 @@ class Patch:
             changes.undone_by(hook_attention(block.block.attention, capture, block.block.weigh))
             changes.replace(block.block.module, "forward", unmasked(block))
 
+    @contextmanager
+    def unasked(self) -> Iterator[None]:
+        """Forwards inside bring a picture and no question: every candidate of it stays in the cache."""
+        with alone(self._lock):
+            self.engine.unasked = True
+            try:
+                yield
+            finally:
+                self.engine.unasked = False
+
     def remove(self) -> None:
         """Undo every change, the latest first. Raises ``VTCError`` while another thread runs the model."""
         with alone(self._lock):

@@ -127,6 +127,7 @@ class Signal:
     """One thing a method can ask to see; equal instances are one signal. A subclass says how ``read`` is shaped."""
 
     per_picture: ClassVar[bool] = False  # ``read`` gives a picture's value and not its tokens'
+    asks: ClassVar[bool] = False  # it depends on the words behind a picture
     sees_input: ClassVar[bool] = False  # ``at_input`` is to be asked
     received: ClassVar[bool] = (
         False  # a mean over the rows of its window: windows of different sizes are made to compare

@@ -18,6 +18,7 @@ class QuestionState(Signal):
     """``[I, D]``, a picture's and not its tokens': the hidden state of the prompt's last row as it enters that
     layer."""
 
+    asks: ClassVar[bool] = True
     per_picture: ClassVar[bool] = True
 
     def words(self) -> str:

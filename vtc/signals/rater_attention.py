@@ -31,6 +31,7 @@ class RaterAttention(Signal):
     positions give them at their distance, whatever they hold.
     """
 
+    asks: ClassVar[bool] = True
     sees_input: ClassVar[bool] = True
 
     gravity: bool = False

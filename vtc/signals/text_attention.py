@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -21,6 +21,8 @@ class TextAttention(Signal):
     ``of="previous"``: in the decoder layer before the stage, as it ran (FastV); ``of="next"``: in the layer the stage
     stands before, recomputed from the states at its entry (PyramidDrop).
     """
+
+    asks: ClassVar[bool] = True
 
     of: Literal["previous", "next"] = "previous"
     by_head: bool = False

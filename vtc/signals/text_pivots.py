@@ -22,6 +22,7 @@ class TextPivots(Signal):
     """``[I, count, D]``, a picture's and not its tokens': the states, at the stage's entry, of the text rows behind it
     that have the largest ``KeyNorm``, largest first; NaN where there are fewer."""
 
+    asks: ClassVar[bool] = True
     per_picture: ClassVar[bool] = True
 
     count: int = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from vtc.signals.base import Signal, View
 class TextRelevance(Signal):
     """``[I, N]``: mean cosine of each token with the text of its own prompt (every real row that is no vision token),
     both as they stand at the stage's entry: at the decoder's input, projected features and input embeddings."""
+
+    asks: ClassVar[bool] = True
 
     def words(self) -> str:
         return "text embeddings"

@@ -33,7 +33,10 @@ def candidates_of(p: Prefill) -> Candidates:
         for prompt, keep in zip(p.layout.prompts, p.keeps, strict=True):
             keys[prompt] += keep[-1]
         text = text_rows(p)
-        p.candidates = cut, Candidates(place, count, keys, text, asking_rows(p, text))
+        of = Candidates(place, count, keys, text, asking_rows(p, text))
+        if p.unasked and of.chooses:
+            check_together(p)
+        p.candidates = cut, of
     return p.candidates[1]
 
 
@@ -68,6 +71,17 @@ def asking_rows(p: Prefill, text: Rows) -> Tensor:
     # Fillers stand between the rows that are there: these alone are looked up.
     rows = text.rows if text.valid is None else text.rows.masked_fill(~text.valid, -1).cummax(dim=1).values
     return torch.searchsorted(rows, listed).masked_fill(~there, -1)
+
+
+def check_together(p: Prefill) -> None:
+    """Raises ``UnsupportedModel`` for words between vision tokens: they see keys that the question chooses."""
+    vision = torch.stack(list(p.ids.values())).any(dim=0)
+    if bool((vision.sum(dim=1) != vision.int().argmax(dim=1).neg() + p.length).any()):
+        raise UnsupportedModel(
+            "words stand between the vision tokens of this prompt, and what they read there is chosen by the question, "
+            "so nothing behind them can be kept for others; remember one picture that comes without, or all tokens "
+            "(frozen at a budget of 1.0)"
+        )
 
 
 def prompt_rows(p: Prefill) -> Tensor:
