@@ -27,6 +27,7 @@ IMAGE, TEXT = 3, 40
 SHAPES = {
     "tiny": dict(tower=(2, 64, 4), decoder=(2, 64, 4, 128), vocab=1024),  # to see that the script works
     "small": dict(tower=(6, 1024, 16), decoder=(12, 1024, 16, 2816), vocab=1024),
+    "grouped": dict(tower=(6, 1024, 16), decoder=(12, 1024, 16, 2816), key_heads=4, vocab=1024),
     "7b": dict(tower=(24, 1024, 16), decoder=(32, 4096, 32, 11008), vocab=32064),
 }
 
@@ -54,7 +55,7 @@ def build(shape: str, device: str, dtype: torch.dtype):
             intermediate_size=inner,
             num_hidden_layers=layers,
             num_attention_heads=attention,
-            num_key_value_heads=attention,
+            num_key_value_heads=SHAPES[shape].get("key_heads", attention),
             max_position_embeddings=4096,
         ),
         image_token_index=IMAGE,

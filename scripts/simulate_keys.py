@@ -6,11 +6,14 @@
 A picture's tokens are cut to ``candidates`` times the budget (diversity, with share), run up to decoder layer ``stop``
 of 8, and from layer ``choose`` on text sees in each layer those keys that its question ranks first; layers before see
 all candidates, which the later ones pay for. ``mean=1``: one of the keys is the mean of the candidates that are none.
+``runs=most``: the picture runs in as many layers as before, but in those where it changes the next token's distribution
+most when it does not (ShortV's layer contribution, arXiv 2504.00502, on 24 other dev prompts).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,21 +29,26 @@ from vtc.kernels.greedy_diverse import greedy_diverse
 
 @dataclass(frozen=True)
 class Rule:
-    """``rank``: the question's largest row, its last row, the sum over its rows, or the largest of rows that each give
-    the candidates together the same."""
+    """``rank``: the question's largest row, its last row, the sum over its rows; the largest of rows that each give the
+    candidates together the same (``same``), of heads that each give their most the same (``even``), of weights without
+    the sizes (``unsized``); each key head by its own largest row (``group``)."""
 
     candidates: float = 6.0
     stop: int = 2
+    runs: str = ""  # layers, like 0+5, instead of those before ``stop``
     choose: int = 0
     rank: str = "max"
     mean: int | None = None  # None: as the engine decides
+    groups: int = 1  # key heads of the model
 
     def __str__(self) -> str:
-        return ",".join(f"{k}={v}" for k, v in vars(self).items() if v != getattr(Rule(), k)) or "the rule"
+        said = {k: v for k, v in vars(self).items() if k != "groups" and v != getattr(Rule(), k)}
+        return ",".join(f"{k}={v}" for k, v in said.items()) or "the rule"
 
 
 CHANGES = ("candidates=3", "candidates=4", "candidates=8", "candidates=100", "stop=1", "stop=3", "stop=8")
-CHANGES += ("choose=1", "choose=2", "rank=last", "rank=sum", "rank=same", "mean=0", "mean=1")
+CHANGES += ("runs=most", "choose=1", "choose=2", "rank=last", "rank=sum", "rank=same", "rank=even", "rank=unsized")
+CHANGES += ("rank=group", "mean=0", "mean=1")
 
 
 class Testbed:
@@ -53,6 +61,7 @@ class Testbed:
         ).eval()
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.decoder = self.model.model.language_model
+        self.groups = self.model.config.get_text_config().num_key_value_heads
         self.asked = [self.embedded(s) for s in scenes.samples("dev", questions, seed=1)]
 
     @torch.no_grad()
@@ -75,21 +84,38 @@ class Testbed:
         right = [self.answer(rule, budget, *one[:3]) == one[3] for one in tqdm(self.asked, leave=False)]
         return 100 * sum(right) / len(right)
 
-    @torch.no_grad()
     def answer(self, rule: Rule | None, budget: int, states: Tensor, rows: Tensor, place: Tensor) -> str:
         """The first word that follows; without a rule: of the whole model."""
+        word = self.logits(rule, budget, states, rows, place).argmax()
+        return self.processor.tokenizer.decode([int(word)]).strip()
+
+    def contributions(self, prompts: int = 24) -> list[float]:
+        """Of each layer: the divergence of the next token where the picture does not run in it alone."""
+        depth, out = len(self.decoder.layers), []
+        asked = [self.embedded(s)[:3] for s in scenes.samples("dev", prompts, seed=2)]
+        whole = [self.logits(None, 0, *one).log_softmax(-1) for one in asked]
+        for layer in range(depth):
+            runs = "+".join(str(n) for n in range(depth) if n != layer)
+            rule = Rule(candidates=math.inf, runs=runs)
+            less = [self.logits(rule, len(one[1]), *one).log_softmax(-1) for one in asked]
+            apart = [(a.exp() * (a - b)).sum() for a, b in zip(whole, less, strict=True)]
+            out.append(float(sum(apart)) / prompts)
+        return out
+
+    @torch.no_grad()
+    def logits(self, rule: Rule | None, budget: int, states: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         depth, every = len(self.decoder.layers), len(rows)
-        kept = every if rule is None else min(every, max(budget, round(rule.candidates * budget)))
+        kept = every if rule is None else int(min(every, max(budget, rule.candidates * budget)))
+        runs = range(depth if rule is None else rule.stop)
+        runs = [int(n) for n in rule.runs.split("+")] if rule is not None and rule.runs else runs
         states, sizes, there, vision = first_cut(states, rows, kept)
         tables = self.decoder.rotary_emb(states[None], place[..., there])
         keys = None if rule is None else max(1, (budget * depth - kept * rule.choose) // (depth - rule.choose))
         for index, layer in enumerate(self.decoder.layers):
             few = rule is not None and keys < kept and index >= rule.choose
             out = one_layer(layer, states, tables, sizes, vision, keys if few else None, rule)
-            stopped = rule is not None and index >= rule.stop
-            states = torch.where(vision[:, None], states, out) if stopped else out
-        word = self.model.lm_head(self.decoder.norm(states[-1])).argmax()
-        return self.processor.tokenizer.decode([int(word)]).strip()
+            states = out if index in runs else torch.where(vision[:, None], states, out)
+        return self.model.lm_head(self.decoder.norm(states[-1]))
 
 
 def first_cut(states: Tensor, rows: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,29 +160,35 @@ def chosen(q, k, v, logits, seen, sizes, vision, keys: int, rule: Rule, scale: f
     candidates = vision.nonzero()[:, 0]
     question = torch.arange(int(candidates.max()) + 1, len(vision))
     asking = question[-1:] if rule.rank == "last" else question
-    weights = logits[:, asking].masked_fill(~seen[asking], -torch.inf).softmax(dim=-1)[..., candidates]
+    asked = logits[:, asking] - (sizes if rule.rank == "unsized" else 0)
+    weights = asked.masked_fill(~seen[asking], -torch.inf).softmax(dim=-1)[..., candidates]
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-9) if rule.rank == "same" else weights
-    weights = weights.mean(dim=0)
-    score = weights.sum(dim=0) if rule.rank == "sum" else weights.amax(dim=0)
+    weights = weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-9) if rule.rank == "even" else weights
+    alike = rule.groups if rule.rank == "group" else 1
+    weights = weights.unflatten(0, (alike, -1)).mean(dim=1)
+    score = weights.sum(dim=1) if rule.rank == "sum" else weights.amax(dim=1)
     engine = keys > 1 and (keys >= 8 or len(candidates) >= 16 * keys)
     mean = engine if rule.mean is None else bool(rule.mean)
-    others = torch.ones(len(candidates), dtype=torch.bool)
-    others[score.topk(max(1, keys - mean)).indices] = False
-    others = candidates[others]
-    seen = seen & ~(~vision[:, None] & torch.zeros_like(vision).index_fill(0, others, True))
+    others = torch.ones_like(score, dtype=torch.bool)
+    others.scatter_(1, score.topk(max(1, keys - mean)).indices, False)
+    others = others.repeat_interleave(len(q) // alike, dim=0)  # [H, M]
+    hidden = torch.zeros(len(q), len(vision), dtype=torch.bool)
+    hidden[:, candidates] = others
+    seen = seen & ~(~vision[:, None] & hidden[:, None])
     if not mean:
         return logits, seen, v
-    share = (sizes[others].exp() / sizes[others].exp().sum())[:, None]
-    mean_k, mean_v = ((x[:, others] * share).sum(dim=1, keepdim=True) for x in (k, v))
-    one = q @ mean_k.mT * scale + sizes[others].exp().sum().log()
+    weight = sizes[candidates].exp() * others
+    share = (weight / weight.sum(dim=1, keepdim=True))[..., None]
+    mean_k, mean_v = ((x[:, candidates] * share).sum(dim=1, keepdim=True) for x in (k, v))
+    one = q @ mean_k.mT * scale + weight.sum(dim=1)[:, None, None].log()
     after = torch.zeros(len(vision), 1, dtype=torch.bool).index_fill(0, question, True)
-    return torch.cat([logits, one], dim=-1), torch.cat([seen, after], dim=-1), torch.cat([v, mean_v], dim=1)
+    return torch.cat([logits, one], -1), torch.cat([seen, after.expand(len(q), -1, -1)], -1), torch.cat([v, mean_v], 1)
 
 
 def changed(text: str) -> Rule:
     """``stop=3``: the rule with that change."""
     name, _, value = text.partition("=")
-    kinds = {"candidates": float, "rank": str}
+    kinds = {"candidates": float, "rank": str, "runs": str}
     return replace(Rule(), **{name: kinds.get(name, int)(value)}) if name else Rule()
 
 
@@ -172,7 +204,12 @@ def main() -> None:
     print(f"{given.testbed}, {given.questions} dev questions, unpatched {bed.accuracy(None, 0):.1f} %", flush=True)
     print("| accuracy % | " + " | ".join(map(str, budgets)) + " |\n|---|" + "---:|" * len(budgets), flush=True)
     for change in ("", *given.only.split(",")):
-        rule = changed(change)
+        rule = replace(changed(change), groups=bed.groups)
+        if rule.runs == "most":
+            found = bed.contributions()
+            most = sorted(sorted(range(len(found)), key=found.__getitem__, reverse=True)[: rule.stop])
+            rule = replace(rule, runs="+".join(map(str, most)))
+            print("contributions: " + ", ".join(f"{x:.1e}" for x in found), flush=True)
         reach = [rule.choose * round(rule.candidates * n) < 8 * n for n in budgets]
         cells = [f"{bed.accuracy(rule, n):.1f}" if ok else "–" for n, ok in zip(budgets, reach, strict=True)]
         print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc
 from tests import zoo
-from tests.support import KINDS, engine, exact_dtype, generate, logits
+from tests.support import KINDS, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.engine.kv_cache import cache_bytes, cache_name
 from vtc.errors import CheckpointError, NotReduced, UnsupportedModel, VTCError
@@ -24,8 +24,17 @@ SPECS = {
     "frozen:layer=3": 5,
     "divprune:rest=[0,3]+share/frozen:layer=3": 0.3,
 }
-WORDS_BETWEEN = ("idefics3", "smolvlm", "llava_pixtral", "mistral3", "aya_vision", "got_ocr2")
-WHOLE = [f for f in KINDS if f not in ("paligemma", *WORDS_BETWEEN)]
+WORDS_BETWEEN = (
+    "idefics3",
+    "smolvlm",
+    "mistral3",
+    "aya_vision",
+    "cohere2_vision",
+    "ovis2",
+)  # a picture's vision tokens
+NEVER = ("paligemma", "qwen3_5", *WORDS_BETWEEN)
+WHOLE = [f for f in KINDS if f not in NEVER]
+OTHERS = [f for f in zoo.NAMES if f not in (*WHOLE, *NEVER)]
 
 
 def prompt_of(model, seed: int = 1) -> dict:
@@ -44,19 +53,22 @@ def asked_whole(prompt: dict, question: torch.Tensor) -> dict:
     return {**prompt, **{key: torch.cat([prompt[key], value], dim=1) for key, value in more.items()}}
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", WHOLE)
+@pytest.mark.parametrize(
+    ("family", "spec"),
+    [
+        *((family, spec) for family in WHOLE for spec in SPECS),
+        *(pytest.param(family, "adaptive", marks=pytest.mark.slow) for family in OTHERS),
+    ],
+)
 def test_each_question_is_answered_as_from_scratch(family, spec, model_of):
     model = model_of(family, dtype=exact_dtype(family))
     prompt = prompt_of(model)
     silent = {"suppress_tokens": list(family_of(model).token_ids.values())}
     vtc.patch(model, build(spec), SPECS[spec])
     memory = vtc.remember(model, prompt)
-    chosen = []
     for question in questions(5, 7):
         got = generate(model, memory.prompt(question), **silent)
         want = generate(model, asked_whole(prompt, question), **silent)
-        chosen.append([plan.chosen for plan in engine(model).current.plans.values()] if engine(model).current else [])
         assert torch.equal(got.sequences, want.sequences)
         for step, (one, other) in enumerate(zip(got.logits, want.logits, strict=True)):
             assert_close(f"step {step}", one, other)
@@ -218,6 +230,14 @@ def test_what_cannot_be_remembered(model_of):
     vtc.patch(paligemma, "adaptive", 0.2)
     with pytest.raises(UnsupportedModel, match="see the words behind"):
         vtc.remember(paligemma, zoo.prompt(paligemma, 1))
+
+
+@pytest.mark.parametrize("family", WORDS_BETWEEN)
+def test_words_between_the_tokens_of_a_picture(family, model_of):
+    model = model_of(family)
+    vtc.patch(model, "adaptive", 0.2)
+    with pytest.raises(UnsupportedModel, match="words stand between"):
+        vtc.remember(model, prompt_of(model))
 
 
 def test_words_between_pictures_are_no_hindrance_where_nothing_is_chosen(model_of):

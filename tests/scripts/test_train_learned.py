@@ -23,7 +23,11 @@ def run(*options: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method, budgets",
-    [("perceiver:layer=3:latents=64:rest=[1,2,4,5]", (12, 3)), ("act_learned", (12, 3)), ("router", (40, 30))],
+    [
+        ("perceiver:layer=3:candidates=4:latents=64:rest=[1,2,4,5]", (12, 3)),
+        ("act_learned", (12, 3)),
+        ("router", (40, 30)),
+    ],
 )
 def test_it_trains_goes_on_and_measures(method, budgets, tmp_path):
     where = ("--work", str(tmp_path / "pictures"), "--output", str(tmp_path / "run"))

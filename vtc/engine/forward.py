@@ -20,10 +20,10 @@ from vtc.engine.capture.decoder import DecoderCapture
 from vtc.engine.capture.stage_view import StageView
 from vtc.engine.capture.tower import PIXELS, TowerCapture
 from vtc.engine.embedded import pictures_in
-from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows, logical_length, remembers, stored
+from vtc.engine.kv_cache import cache_bytes, cache_given, check_cache, held_rows, remembers, stored
 from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, in_later_turn, leave, on_candidates, on_fewer_keys, on_some_rows, run_layer
-from vtc.engine.prompt_ends import PromptEnds
+from vtc.engine.prompt_ends import PromptEnds, real_part, real_rows
 from vtc.engine.report import Report, summarise
 from vtc.engine.sites.frozen import candidates_of
 from vtc.engine.sites.kv_reduction import KeyReducer
@@ -102,7 +102,7 @@ class Engine:
         if length == 1 or not (brings or found):
             # Text only, or a decode step (whose token may even look like a placeholder).
             if length > 1 and remembers(cache):
-                padding, ends = self._real_part(kwargs, cache, batch, length, ids is not None)
+                padding, ends = real_part(kwargs, self.prompt_ends, batch, length)
                 self.current = Prefill({}, None, padding, length, batch, clock, ends, grad, brings=False)
             elif grad:
                 self.current = Prefill({}, None, None, length, batch, clock, grad=True, brings=False)
@@ -114,7 +114,7 @@ class Engine:
             self.tower.runs = {}
         self.tower.adopt(features)
         on_cpu = None if ids is None else ids.cpu()
-        padding, ends = self._real_part(kwargs, cache, batch, length, ids is not None)
+        padding, ends = real_part(kwargs, self.prompt_ends, batch, length)
         self.current = Prefill(
             ids=found if on_cpu is None else self._placeholders(on_cpu),
             input_ids=on_cpu,
@@ -126,14 +126,6 @@ class Engine:
             grad=grad,
             unasked=self.unasked,
         )
-
-    def _real_part(
-        self, kwargs: dict[str, Any], cache: Any, batch: int, length: int, by_ids: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Of a forward's rows, ``padding`` and ``ends`` of its ``Prefill``."""
-        padding = real_rows(kwargs.get("attention_mask"), length)
-        ends = self.prompt_ends.of(batch, length, logical_length(cache), by_ids)
-        return None if padding is None or bool(padding.all()) else padding, ends
 
     def _forget(self) -> None:
         """Before another forward: the last one can only be asked for again by a backward pass."""
@@ -303,8 +295,3 @@ class Engine:
             with p.clock:
                 view = StageView(p, self.family, 0, *remaining_tokens(p, states), states)
                 p.at_input = {signal: signal.at_input(view) for signal in asking}
-
-
-def real_rows(mask: Any, length: int) -> Tensor | None:
-    """``[B, length]`` bool on the CPU: the rows of a forward that are no padding; None where no mask says so."""
-    return mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from vtc.engine.kv_cache import cache_given, logical_length
 
 IGNORE = -100  # labels that are not learned, as in transformers
 
@@ -49,3 +52,16 @@ class PromptEnds:
         if self.given is not None and by_ids and self.given < past + length:
             return torch.full((batch,), max(self.given - past, 0))
         return None
+
+
+def real_part(kwargs: dict[str, Any], said: PromptEnds, batch: int, length: int) -> tuple[Tensor | None, Tensor | None]:
+    """Of a forward's rows, on the CPU: which are no padding, ``[B, N]`` bool or None (all), and ``[B]``, before which
+    each prompt ends, or None (all are prompt)."""
+    padding = real_rows(kwargs.get("attention_mask"), length)
+    ends = said.of(batch, length, logical_length(cache_given(kwargs)), kwargs.get("input_ids") is not None)
+    return None if padding is None or bool(padding.all()) else padding, ends
+
+
+def real_rows(mask: Any, length: int) -> Tensor | None:
+    """``[B, length]`` bool on the CPU: the rows of a forward that are no padding; None where no mask says so."""
+    return mask[:, -length:].bool().cpu() if isinstance(mask, Tensor) and mask.dim() == 2 else None
