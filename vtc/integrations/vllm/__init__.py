@@ -1,0 +1,29 @@
+"""Fewer vision tokens in vLLM: models of its own, reduced behind the projector, with share exact.
+
+One class a family over ``model.Reducing``; what is asked for is the key ``vtc`` of the model's config.
+"""
+
+from __future__ import annotations
+
+ARCHITECTURES = {  # of transformers' configs -> the module of our class, which is called Vtc and that
+    "LlavaForConditionalGeneration": "llava",
+    "Qwen2VLForConditionalGeneration": "qwen_vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen_vl",
+}
+IN_A_LINE = ("LlavaForConditionalGeneration",)  # of these without M-RoPE
+
+
+def register() -> None:
+    """vLLM calls this in each of its processes, perhaps more than once. Imports no torch."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from vtc.integrations.vllm.settings import TableOfPositions
+
+    known = ModelRegistry.get_supported_archs()
+    for name, module in ARCHITECTURES.items():
+        own = f"Vtc{name}"
+        if own not in known:
+            ModelRegistry.register_model(own, f"{__name__}.{module}:{own}")
+        if name in IN_A_LINE:
+            MODELS_CONFIG_MAP[own] = TableOfPositions

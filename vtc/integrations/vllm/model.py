@@ -1,0 +1,113 @@
+"""What every family shares: the budget's rows of each picture, their sizes and places for the forward that comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtc.integrations.vllm.attention import weigh
+from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
+from vtc.integrations.vllm.processor import as_budget
+from vtc.integrations.vllm.rows import SIDE, reduced, unpacked
+from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.signals.base import Signal
+
+
+class Reducing:
+    """Mixed in before a model of vLLM. A family says ``count``, ``whole_positions`` and, where its decoder has no
+    M-RoPE, ``own_positions``, and hands the pictures behind its projector to ``reduce``."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        check_config(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        model: Any = self
+        self.settings = Settings.of(vllm_config.model_config.hf_config)
+        self.method = self.settings.build()
+        self.budgets: list[int | float] = []
+        self.width = vllm_config.model_config.get_inputs_embeds_size()
+        rows = vllm_config.scheduler_config.max_num_batched_tokens
+        model.register_buffer("vtc_log_size", torch.zeros(rows), persistent=False)
+        model.register_buffer("vtc_place", torch.zeros(3, rows, dtype=torch.int64), persistent=False)
+        if self.method.share:
+            weigh(model.language_model, model.vtc_log_size)
+        pictures = vllm_config.model_config.multimodal_config.get_limit_per_prompt("image")
+        longest = vllm_config.model_config.max_model_len
+        stretch(model.language_model, min(64 * longest, longest + pictures * LONGEST))
+
+    def reduce(
+        self,
+        pictures: Sequence[Tensor],
+        places: Sequence[Tensor],
+        grids: Sequence[Tensor],
+        signals: dict[Signal, Tensor],
+    ) -> list[Tensor]:
+        """Each picture ``[N_i, D]`` as ``[K_i, D + channels]``."""
+        budgets: Sequence[Any] = self.budgets or [None] * len(pictures)
+        keep = [self.settings.slots(len(one), own) for one, own in zip(pictures, budgets, strict=True)]
+        return reduced(pictures, places, grids, self.method, keep, signals)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        given = kwargs.pop(REQUEST, None)
+        numbers = [] if given is None else torch.as_tensor(given).flatten().tolist()
+        self.budgets = list(map(as_budget, numbers))
+        return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Any = None
+    ) -> Any:
+        """Called once a step, on exactly the rows of the forward that follows."""
+        model: Any = self
+        model.vtc_log_size.zero_()
+        model.vtc_place.zero_()
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            side = torch.cat([self._side(one) for one in multimodal_embeddings])
+            rows = is_multimodal.nonzero()[:, 0].to(model.vtc_place.device)
+            model.vtc_log_size[rows] = side[:, 0].clamp(min=1).float().log()
+            model.vtc_place[:, rows] = side[:, 1:].T
+            multimodal_embeddings = [one[:, : self.width] for one in multimodal_embeddings]
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    def _side(self, rows: Tensor) -> Tensor:
+        if rows.shape[1] == self.width:  # a video's
+            return rows.new_zeros(len(rows), SIDE, dtype=torch.int64)
+        return unpacked(rows[:, self.width :])
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        model: Any = self
+        if positions.ndim == 2:
+            positions = positions + model.vtc_place[:, : positions.shape[1]]
+        return super().forward(input_ids, self.own_positions(positions), *args, **kwargs)  # type: ignore[misc]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return as_if_whole(input_tokens, mm_features, self.count, self.whole_positions)
+
+    def own_positions(self, positions: Tensor) -> Tensor:
+        return positions
+
+    def count(self, feature: Any) -> int:
+        """Tokens of a picture before its reduction."""
+        raise NotImplementedError
+
+    def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of an unreduced prompt, as the family makes them."""
+        raise NotImplementedError
+
+
+def check_config(config: Any) -> None:
+    """Raises ``ValueError`` for what would serve wrong answers."""
+    if config.parallel_config.pipeline_parallel_size > 1:
+        raise ValueError("pipeline parallelism: only the first rank sees what rows stand for; use tensor parallelism")
+    if config.speculative_config is not None:
+        raise ValueError("speculative decoding: the drafter does not know the rows' channels; leave it out")
+    if config.model_config.multimodal_config.is_multimodal_pruning_enabled():
+        raise ValueError("--video-pruning-rate cuts channels of its own off the rows; use it or vtc, not both")
+    if not config.model_config.uses_mrope:
+        raise ValueError(
+            "rows would lose the positions they had in the whole picture: vLLM did not load the plug-in vtc; install "
+            "vtc-vlm where vLLM runs, and leave VLLM_PLUGINS unset or name vtc in it"
+        )

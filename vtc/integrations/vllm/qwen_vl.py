@@ -1,0 +1,66 @@
+"""Qwen2-VL and Qwen2.5-VL in vLLM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.models import qwen2_5_vl, qwen2_vl
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vtc.integrations.vllm.model import Reducing
+from vtc.integrations.vllm.processor import fewer
+
+
+class ReducingQwen(Reducing):
+    """Mixed in before both."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        if signals := self.method.signals(0):
+            raise ValueError(
+                f"{self.settings.method} looks at {signals[0].words()}, which vLLM's tower of Qwen-VL computes in "
+                "packed windows; use a method that looks at features, such as divprune+share"
+            )
+
+    def grid(self, thw: Any) -> tuple[int, int, int]:
+        t, h, w = (int(n) for n in thw)
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        return t, h // merge, w // merge
+
+    def _process_image_input(self, image_input: Any) -> list[Tensor]:
+        pictures = list(super()._process_image_input(image_input))  # type: ignore[misc]
+        grids = [self.grid(thw) for thw in image_input["image_grid_thw"].tolist()]
+        places = [torch.cartesian_prod(*map(torch.arange, grid)).view(-1, 3) for grid in grids]
+        return self.reduce(pictures, places, places, {})
+
+    def count(self, feature: Any) -> int:
+        return math.prod(self.grid(feature.data["image_grid_thw"].data.tolist()))
+
+    def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
+        return super(Reducing, self).get_mrope_input_positions(tokens, features)  # type: ignore[misc]
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Graphs of the encoder would go past the reduction."""
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    fewer(qwen2_vl.Qwen2VLMultiModalProcessor),
+    info=qwen2_vl.Qwen2VLProcessingInfo,
+    dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder,
+)
+class VtcQwen2VLForConditionalGeneration(ReducingQwen, qwen2_vl.Qwen2VLForConditionalGeneration):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    fewer(qwen2_5_vl.Qwen2_5_VLMultiModalProcessor),
+    info=qwen2_5_vl.Qwen2_5_VLProcessingInfo,
+    dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder,
+)
+class VtcQwen2_5_VLForConditionalGeneration(ReducingQwen, qwen2_5_vl.Qwen2_5_VLForConditionalGeneration):
+    pass

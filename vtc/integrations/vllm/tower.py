@@ -1,0 +1,30 @@
+"""What a method looks at in a CLIP tower of vLLM: q and k of one layer's attention, taken as they pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from vtc.signals.base import Signal, TowerCall, TowerHook
+
+
+class Seen:
+    """``values``: for each signal ``[T, n]`` or ``[T, n, d]`` of the last call of the tower, without its CLS token."""
+
+    def __init__(self, layers: Any, depth: int, signals: tuple[Signal, ...]):
+        self.values: dict[Signal, Tensor] = {}
+        for signal in signals:
+            hook = signal.hook(0)
+            assert isinstance(hook, TowerHook)
+            index = hook.layer if isinstance(hook.layer, int) else int(hook.layer * depth)
+            attention = layers[index % depth].self_attn
+            attention.attn.register_forward_pre_hook(self._taking(signal, attention))
+
+    def _taking(self, signal: Signal, attention: Any) -> Any:
+        def take(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            q, k = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in arguments[:2])
+            found = signal.capture(TowerCall(q=q, k=k, mask=None, scale=attention.scale, cls=1))
+            self.values[signal] = found[:, 1:]
+
+        return take
