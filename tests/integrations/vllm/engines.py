@@ -16,6 +16,7 @@ from vtc.integrations.vllm import ARCHITECTURES
 from vtc.methods._spelling import build
 
 TOKENS = 6
+Asked = tuple[str, list[Any]]  # a prompt and its pictures
 
 
 @functools.cache
@@ -37,17 +38,9 @@ def engine(path: str, architecture: str, method: str, budget: Any, **options: An
 
     classes()
     asked = {"architectures": [f"Vtc{architecture}"], "vtc": {"method": method, "budget": budget}}
-    llm = LLM(
-        path,
-        dtype=options.pop("dtype", "float32"),
-        max_model_len=512,
-        max_num_batched_tokens=512,
-        enforce_eager=True,
-        block_size=32,  # or short prompts never hit the prefix cache
-        kv_cache_memory_bytes=64 << 20,
-        hf_overrides=asked,
-        **options,
-    )
+    small = dict(dtype="float32", max_model_len=512, max_num_batched_tokens=512, kv_cache_memory_bytes=64 << 20)
+    # Of longer blocks short prompts never hit the prefix cache.
+    llm = LLM(path, **{**small, "enforce_eager": True, "block_size": 32, "hf_overrides": asked, **options})
     try:
         yield llm
     finally:
@@ -55,11 +48,15 @@ def engine(path: str, architecture: str, method: str, budget: Any, **options: An
         cleanup_dist_env_and_memory()
 
 
-def in_vllm(llm: Any, questions: list[Any], **request: Any) -> list[Any]:
+def in_vllm(llm: Any, asked: list[Asked], each: list[dict] | None = None, **sampling: Any) -> list[Any]:
+    """``each``: what each request says besides."""
     from vllm import SamplingParams
 
-    prompts = [{"prompt": q.prompt, "multi_modal_data": {"image": q.image}, **request} for q in questions]
-    return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=TOKENS), use_tqdm=False)
+    prompts = [
+        {"prompt": prompt, **({"multi_modal_data": {"image": pictures}} if pictures else {}), **more}
+        for (prompt, pictures), more in zip(asked, each or [{}] * len(asked), strict=True)
+    ]
+    return llm.generate(prompts, SamplingParams(temperature=0, max_tokens=TOKENS, **sampling), use_tqdm=False)
 
 
 def texts(outputs: list[Any]) -> list[str]:
@@ -67,15 +64,14 @@ def texts(outputs: list[Any]) -> list[str]:
 
 
 @torch.inference_mode()
-def in_transformers(path: str, questions: list[Any], method: str, budget: Any, batch: int = 20) -> list[str]:
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-    processor = AutoProcessor.from_pretrained(path)
-    processor.tokenizer.padding_side = "left"
+def in_transformers(path: str, asked: list[Asked], method: str, budget: Any, batch: int = 20) -> list[str]:
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     vtc.patch(model, build(method), budget)
     out = []
-    for some in (questions[i : i + batch] for i in range(0, len(questions), batch)):
-        given = dict(images=[q.image for q in some], text=[q.prompt for q in some])
-        inputs = processor(**given, padding=True, return_tensors="pt")
+    for some in (asked[i : i + batch] for i in range(0, len(asked), batch)):
+        given = dict(images=[pictures for _, pictures in some], text=[prompt for prompt, _ in some])
+        inputs = processor(**given, padding=True, padding_side="left", return_tensors="pt")
         answers = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         out += [processor.decode(row, skip_special_tokens=True).strip() for row in answers]
     return out

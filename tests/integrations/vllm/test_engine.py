@@ -2,18 +2,109 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.integrations.vllm.engines import engine, in_transformers, in_vllm, path_of, texts
 from vtc.eval import scenes
+from vtc.integrations.vllm.settings import REQUEST
 
 KINDS = {"llava": "LlavaForConditionalGeneration", "qwen": "Qwen2_5_VLForConditionalGeneration"}
-QUESTIONS = list(scenes.samples("test", 60))
+SAMPLES = list(scenes.samples("test", 60))
+ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
+IMAGE = 4  # the placeholder's id in both testbed models
+
+
+def rows(outputs: list) -> list[int]:
+    return [one.prompt_token_ids.count(IMAGE) for one in outputs]
+
+
+def chances(outputs: list) -> list[list[float]]:
+    return [[next(iter(step.values())).logprob for step in one.outputs[0].logprobs] for one in outputs]
 
 
 @pytest.mark.parametrize("method", ["divprune", "divprune+share"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_answers_as_in_transformers(kind, method):
     with engine(path_of(kind), KINDS[kind], method, 24) as llm:
-        outputs = in_vllm(llm, QUESTIONS)
-    assert texts(outputs) == in_transformers(path_of(kind), QUESTIONS, method, 24)
+        outputs = in_vllm(llm, ASKED)
+    assert rows(outputs) == [24] * len(ASKED)
+    assert texts(outputs) == in_transformers(path_of(kind), ASKED, method, 24)
+
+
+@pytest.mark.parametrize("method", ["visionzip", "fastervlm+share", "grid", "adaptive"])
+def test_methods_that_look_at_the_tower_or_the_grid(method):
+    with engine(path_of("llava"), KINDS["llava"], method, 24) as llm:
+        outputs = in_vllm(llm, ASKED)
+    first = "adaptive:layer=null" if method == "adaptive" else method  # what of it is served
+    assert texts(outputs) == in_transformers(path_of("llava"), ASKED, first, 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_load_changes_nothing(kind):
+    """Requests of three budgets over the same pictures in one batch and in chunks, on cold caches and warm ones, have
+    the log probabilities of each request alone."""
+    cells = [(asked, budget) for asked in ASKED[:12] for budget in (24, 12, 0.25)]
+    asked, each = [a for a, _ in cells], [{"mm_processor_kwargs": {REQUEST: b}} for _, b in cells]
+    with engine(path_of(kind), KINDS[kind], "divprune+share", 49, max_num_batched_tokens=96) as llm:
+        alone = [in_vllm(llm, [one], [said], logprobs=0)[0] for one, said in zip(asked, each, strict=True)]
+        llm.reset_prefix_cache()
+        together = in_vllm(llm, asked, each, logprobs=0)
+        warm = in_vllm(llm, asked, each, logprobs=0)
+    assert rows(together) == [49 if b == 0.25 else b for _, b in cells]
+    for got in (together, warm):
+        assert texts(got) == texts(alone)
+        for one, other in zip(chances(got), chances(alone), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    for budget in (24, 12, 0.25):
+        own = [text for text, (_, b) in zip(texts(together), cells, strict=True) if b == budget]
+        assert own == in_transformers(path_of(kind), ASKED[:12], "divprune+share", budget)
+
+
+def test_several_pictures_and_none():
+    """Positions of a prompt with three pictures run past the rotary table that the model brings."""
+    three = [
+        (sample.prompt.replace("<image>", "<image> <image> <image>"), [s.image for s in SAMPLES[n : n + 3]])
+        for n, sample in enumerate(SAMPLES[:18])
+    ]
+    words = [("USER: how many digits ? ASSISTANT:", [])]
+    with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, limit_mm_per_prompt={"image": 3}) as llm:
+        outputs = in_vllm(llm, three + words)
+    assert rows(outputs) == [72] * 18 + [0]
+    assert texts(outputs[:-1]) == in_transformers(path_of("llava"), three, "divprune+share", 24)
+
+
+def test_an_absurd_budget_is_that_requests_error():
+    path = path_of("llava")
+    with engine(path, KINDS["llava"], "divprune+share", 24) as llm:
+        for budget in (0, -3, 1.5, "many"):
+            with pytest.raises(ValueError, match="budget"):
+                in_vllm(llm, ASKED[:1], [{"mm_processor_kwargs": {REQUEST: budget}}])
+        outputs = in_vllm(llm, ASKED[:2])
+    assert texts(outputs) == in_transformers(path, ASKED[:2], "divprune+share", 24)
+
+
+def test_drafts_are_refused():
+    options = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
+    with pytest.raises(Exception, match="speculative decoding"):
+        with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, **options):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"impl": SimpleNamespace(logits_soft_cap=30.0)}, "cap on its logits"),
+        ({"kv_cache_dtype": "fp8"}, "plain KV cache and this one is fp8"),
+        ({"attn_backend": SimpleNamespace(get_name=lambda: "TRITON_ATTN")}, "vLLM chose TRITON_ATTN"),
+    ],
+)
+def test_attention_that_would_weigh_wrongly_is_refused(wrong, said):
+    from vtc.integrations.vllm.attention import check
+
+    right = dict(impl=SimpleNamespace(logits_soft_cap=None), kv_cache_dtype="auto")
+    right["attn_backend"] = SimpleNamespace(get_name=lambda: "CPU_ATTN")
+    check(SimpleNamespace(**right))
+    with pytest.raises(ValueError, match=said):
+        check(SimpleNamespace(**{**right, **wrong}))

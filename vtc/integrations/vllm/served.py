@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from vtc.errors import VTCError
 from vtc.methods._spelling import spell
 from vtc.methods.base import Method
 from vtc.signals.base import TowerHook
 
 
 def served(method: Method) -> Method:
-    """``method``, or what of it is served: the default is its first cut alone. Raises ``ValueError``."""
+    """``method``, or what of it is served: the default is its first cut alone. Raises ``VTCError``."""
     if method.name == "adaptive" and method.freezes:
         return dataclasses.replace(method, layer=None)  # type: ignore[call-arg]
     stages, name = method.stages(), spell(method)
@@ -29,7 +30,5 @@ def served(method: Method) -> Method:
     return method
 
 
-def refused(name: str, why: str) -> ValueError:
-    return ValueError(
-        f"{name} cannot be served by vLLM: {why}; use divprune+share, or another method of docs/serving.md"
-    )
+def refused(name: str, why: str) -> VTCError:
+    return VTCError(f"{name} cannot be served by vLLM: {why}; use divprune+share, or another method of docs/serving.md")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -15,9 +15,8 @@ class Seen:
     def __init__(self, layers: Any, depth: int, signals: tuple[Signal, ...]):
         self.values: dict[Signal, Tensor] = {}
         for signal in signals:
-            hook = signal.hook(0)
-            assert isinstance(hook, TowerHook)
-            index = hook.layer if isinstance(hook.layer, int) else int(hook.layer * depth)
+            layer = cast(TowerHook, signal.hook(0)).layer  # nothing else is served
+            index = layer if isinstance(layer, int) else int(layer * depth)
             attention = layers[index % depth].self_attn
             attention.attn.register_forward_pre_hook(self._taking(signal, attention))
 

@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="<pad>",
         padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>", "video_token": "<unk>"},
         model_max_length=512,
         chat_template=CHAT_TEMPLATE,
     )

@@ -1,0 +1,95 @@
+"""What is asked of vLLM, without vLLM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vtc.cli import app
+from vtc.errors import UnsupportedModel, VTCError
+from vtc.integrations.vllm.launch import overrides
+from vtc.integrations.vllm.rows import packed, reduced, unpacked
+from vtc.integrations.vllm.settings import Settings
+from vtc.methods import registry
+from vtc.methods._spelling import build
+
+SERVED = "bipartite divprune fastervlm grid hiprune holov pool random scope visionzip vispruner".split()
+
+
+@pytest.mark.parametrize("name", sorted(registry))
+def test_every_method_is_served_or_refused_with_a_reason(name):
+    try:
+        method = Settings(name).build()
+    except VTCError as error:
+        assert name not in SERVED and "cannot be served by vLLM: " in str(error)
+    else:
+        assert len(method.stages()) == 1 and not method.freezes
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("fastv", "later layers"),
+        ("cdpruner", "looks at the question"),
+        ("router", "later"),
+        ("frozen", "later"),
+    ],
+)
+def test_reasons(spec, why):
+    with pytest.raises(VTCError, match=why):
+        Settings(spec).build()
+
+
+def test_registering_imports_no_torch():
+    code = "import sys, vtc.integrations.vllm; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_config_must_say_what_is_asked():
+    with pytest.raises(ValueError, match="vtc serve"):
+        Settings.of(SimpleNamespace())
+    with pytest.raises(ValueError, match="copies"):
+        Settings.of(SimpleNamespace(vtc={"copies": 3}))
+    assert Settings.of(SimpleNamespace(vtc={"budget": 12})) == Settings("divprune+share", 12)
+
+
+def test_models_that_are_not_served():
+    with pytest.raises(UnsupportedModel, match="BlipFor is not served .* LlavaForConditionalGeneration"):
+        overrides(SimpleNamespace(architectures=["BlipFor"]), Settings())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_channels_hold_every_number_that_a_row_may_carry(dtype):
+    numbers = torch.tensor([[0, 1, 255, 256], [257, 4095, 16384, 65535]])
+    assert torch.equal(unpacked(packed(numbers, dtype)), numbers)
+
+
+def test_rows_carry_sizes_that_sum_to_the_picture_and_places_that_were_kept():
+    pictures = [torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (12, 7)]
+    lines = [torch.arange(len(one))[:, None].expand(-1, 3) for one in pictures]
+    out = reduced(pictures, lines, lines, build("divprune+share"), [4, 3], {})
+    for one, picture, keep in zip(out, pictures, (4, 3), strict=True):
+        side = unpacked(one[:, 8:])
+        assert one.shape == (keep, 8 + 8) and side[:, 0].sum() == len(picture)
+        alone = side[:, 0] == 1
+        assert torch.equal(one[alone, :8], picture[side[alone, 1]])
+    plain = reduced(pictures, lines, lines, build("divprune"), [4, 3], {})
+    assert all((unpacked(one[:, 8:])[:, 0] == 1).all() for one in plain)
+
+
+def test_the_command_says_what_it_would_start():
+    run = CliRunner().invoke(app, ["serve", "scenes", "--budget", "24", "--port", "8001", "--dry-run"])
+    assert run.exit_code == 0 and "--port 8001" in run.output
+    said = run.output[run.output.index("{") : run.output.rindex("}") + 1]
+    assert json.loads(said) == {
+        "architectures": ["VtcLlavaForConditionalGeneration"],
+        "vtc": {"method": "divprune+share", "budget": 24},
+    }
+    run = CliRunner().invoke(app, ["serve", "scenes", "--method", "sparsevlm"])
+    assert run.exit_code == 1 and "cannot be served" in run.output
