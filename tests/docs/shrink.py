@@ -17,6 +17,9 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("scripts/bench_prefill.py",), {
         "--shape": "tiny", "--methods": "divprune+share", "--budgets": "64", "--repeats": "2",
     }),
+    (("scripts/bench_decoder.py",), {
+        "--shape": "tiny", "--methods": "frozen,divprune+share", "--budgets": "144", "--repeats": "2",
+    }),
     (("scripts/bench_serving.py",), {"--batches": "1", "--shares": "1.0,0.33", "--repeats": "1"}),
     (("scripts/bench_sizes.py",), {"--rows": "128", "--repeats": "1"}),
     (("scripts/bench_tome.py",), {"--model": "vit_tiny_patch16_224", "--batch": "1", "--repeats": "1"}),

@@ -105,6 +105,19 @@ def test_a_prompt_is_seen_alone_as_in_any_batch(signal, site, family, model_of):
             assert_close(f"{signal} of picture {i}, padded on the {side}", *map(comparable, (got, want)))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("signal, site", cases())
+def test_what_depends_on_the_question_says_so(signal, site, family, model_of):
+    """Or a picture would be remembered, or cached by a server, with the choice of one question."""
+    model = model_of(family)
+    prompt = zoo.prompt(model, 1)
+    other = {**prompt, "input_ids": prompt["input_ids"].clone()}
+    other["input_ids"][:, -6:] = torch.tensor(zoo.words(6, seed=77))
+    (_, one), (_, two) = (shown(model, given, signal, site) for given in (prompt, other))
+    same = torch.equal(one.nan_to_num(), two.nan_to_num())
+    assert signal.asks != same
+
+
 def placed(prompt: dict, family: str) -> dict:
     """With the positions that ``generate`` gives a padded prompt; models with M-RoPE find them themselves."""
     if family != "llava":

@@ -141,7 +141,7 @@ class Engine:
     def seen_placeholders(self, masks: tuple[Tensor, ...]) -> None:
         """The placeholder masks the model built itself (pictures, then videos): needed for prompts of embeddings."""
         p = self.current
-        if p is None or p.input_ids is not None:
+        if p is None or p.input_ids is not None or not p.brings:
             return
         for modality, mask in zip(("image", "video"), masks, strict=False):
             where = (mask[..., 0] if mask.dim() == 3 else mask).cpu()
