@@ -245,6 +245,15 @@ def test_without_memory_a_later_turn_keeps_the_keys_of_the_first(model_of):
         assert layer.memory is None and torch.equal(layer.keys[:, :, : keys.shape[2]], keys)
 
 
+def test_memory_is_of_what_a_question_may_choose(model_of):
+    with pytest.raises(ValueError, match="no question chooses"):
+        build("adaptive:layer=null:memory=true")
+    with pytest.raises(ValueError, match="memory=3 is not a bool"):
+        build("frozen:memory=3")
+    with pytest.raises(ValueError, match="no question chooses"):  # recurrent decoders have the first cut alone
+        vtc.patch(model_of(HYBRID), memory=True)
+
+
 def test_taking_tokens_back_leaves_the_memory(model_of):
     model = model_of("llava")
     prompt = zoo.prompt(model, 1)

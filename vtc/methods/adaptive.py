@@ -41,6 +41,11 @@ class Adaptive(Method):
     def __post_init__(self) -> None:
         check_candidates(self.name, self.candidates, self.memory)
         super().__post_init__()
+        if self.memory and self.layer is None:
+            raise ValueError(
+                f"{self.name}: memory=True keeps the candidates that a question did not choose, and with layer=None no "
+                "question chooses; give a layer, like 0.25, or leave memory out"
+            )
         if self.layer is not None and self.layer == 0:
             raise ValueError(
                 f"{self.name}: layer={self.layer!r} is where the first cut stands; give an int from 1, a fraction of "
