@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from vtc.checkpoint import peft, restore
+from vtc.checkpoint import peft, restore, serving
 from vtc.checkpoint.card import CARD, write_card
 from vtc.checkpoint.config import (
     CONFIG,
@@ -53,6 +53,7 @@ def save(
     format: str = "vtc",
     verify: bool = False,
     keep_original: str | os.PathLike | None = None,
+    serve: str | None = None,
 ) -> Path:
     """Write model, patch, the adapter of a ``PeftModel`` and (when given) processor to ``folder``, with a
     model card.
@@ -61,13 +62,15 @@ def save(
     "vtc" (every term, bit-equal) or "compressed-tensors" (plain 4 and 8 bit integers, read by transformers and vLLM
     without vtc). verify: load what was written, compare tensors and logits, and only then publish it; needs memory for
     a second model. keep_original: the folder of the checkpoint that was compressed; it is kept in ``folder``, as its
-    difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard).
+    difference from the compressed weights where that is shorter, for ``vtc restore`` (needs zstandard). serve: a server
+    that finds method and budget in the folder's ``config.json``, "vllm": ``vllm serve folder`` then needs no options.
 
     Raises ``CheckpointError`` for a model with no patch, compressed weights or adapter, a method that ``vtc.load``
     would not find by its name and options, a folder that is not vtc's or may not be written, a full disk, a copy that
     differs, or weights that would replace those which an original is kept beside.
     """
     check_saveable(model, format)
+    keys = None if serve is None else serving.keys_for(serve, unwrapped(model), patch_of(model))
     folder = Path(os.path.realpath(folder))
     original = None if keep_original is None else Path(keep_original)
     compression = compression_of(model)
@@ -77,6 +80,8 @@ def save(
     folders.check_replaceable(folder, CONFIG)
     with folders.replacing(folder) as temporary:
         adapter = write(model, temporary, processor, format)
+        if keys is not None:
+            serving.make_ready(temporary, keys)
         folders.keep_named(folder, temporary, earlier(folder))
         write_config(model, temporary, processor, format, adapter)
         restore.check_not_lost(folder, temporary, original)

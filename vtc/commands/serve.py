@@ -54,7 +54,7 @@ def serve(
     own_method, own_budget = saved(folder)
     method, budget = method or own_method, budget or own_budget
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    said = overrides(config, Settings(method, one_budget(budget)))
+    said = overrides(config.architectures or [], Settings(method, one_budget(budget)))
     line = command(folder, said, context.args)
     served = said["vtc"]["method"]
     if served != method:

@@ -32,12 +32,12 @@ def classes() -> None:
 
 @contextlib.contextmanager
 def engine(path: str, architecture: str, method: str, budget: Any, **options: Any) -> Iterator[Any]:
-    """One engine; the process has room for one at a time."""
+    """One engine; the process has room for one at a time. No method: as the folder's config says."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     classes()
-    asked = {"architectures": [f"Vtc{architecture}"], "vtc": {"method": method, "budget": budget}}
+    asked = {"architectures": [f"Vtc{architecture}"], "vtc": {"method": method, "budget": budget}} if method else {}
     small = dict(dtype="float32", max_model_len=512, max_num_batched_tokens=512, kv_cache_memory_bytes=64 << 20)
     # Of longer blocks short prompts never hit the prefix cache.
     llm = LLM(path, **{**small, "enforce_eager": True, "block_size": 32, "hf_overrides": asked, **options})

@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import vtc
 from tests.integrations.vllm.engines import engine, in_transformers, in_vllm, path_of, texts
 from vtc.eval import scenes
 from vtc.integrations.vllm.settings import REQUEST
@@ -60,6 +63,16 @@ def test_a_mixed_load_changes_nothing(kind):
     for budget in (24, 12, 0.25):
         own = [text for text, (_, b) in zip(texts(together), cells, strict=True) if b == budget]
         assert own == in_transformers(path_of(kind), ASKED[:12], "divprune+share", budget)
+
+
+def test_a_folder_that_was_saved_for_it(tmp_path):
+    path, some = path_of("llava"), ASKED[:20]
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    vtc.patch(model, "divprune+share", 24)
+    vtc.save(model, tmp_path, AutoProcessor.from_pretrained(path, trust_remote_code=False), serve="vllm")
+    with engine(str(tmp_path), "", "", None) as llm:
+        outputs = in_vllm(llm, some)
+    assert texts(outputs) == in_transformers(path, some, "divprune+share", 24)
 
 
 def test_several_pictures_and_none():

@@ -11,8 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import vtc
+from tests import zoo
+from tests.support import logits
 from vtc.cli import app
-from vtc.errors import UnsupportedModel, VTCError
+from vtc.errors import CheckpointError, UnsupportedModel, VTCError
 from vtc.integrations.vllm.launch import overrides
 from vtc.integrations.vllm.rows import packed, reduced, unpacked
 from vtc.integrations.vllm.settings import Settings
@@ -61,7 +64,7 @@ def test_the_config_must_say_what_is_asked():
 
 def test_models_that_are_not_served():
     with pytest.raises(UnsupportedModel, match="BlipFor is not served .* LlavaForConditionalGeneration"):
-        overrides(SimpleNamespace(architectures=["BlipFor"]), Settings())
+        overrides(["BlipFor"], Settings())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -81,6 +84,26 @@ def test_rows_carry_sizes_that_sum_to_the_picture_and_places_that_were_kept():
         assert torch.equal(one[alone, :8], picture[side[alone, 1]])
     plain = reduced(pictures, lines, lines, build("divprune"), [4, 3], {})
     assert all((unpacked(one[:, 8:])[:, 0] == 1).all() for one in plain)
+
+
+def test_a_saved_folder_says_what_its_server_must_know(tmp_path):
+    model = vtc.patch(zoo.build("llava"), "divprune+share", 24)
+    vtc.save(model, tmp_path / "served", serve="vllm")
+    said = json.loads((tmp_path / "served" / "config.json").read_text())
+    assert said["architectures"] == ["VtcLlavaForConditionalGeneration"]
+    assert Settings.of(SimpleNamespace(**said)) == Settings("divprune+share", 24)
+    again = vtc.load(tmp_path / "served")
+    prompt = zoo.prompt(model, 1)
+    assert torch.equal(logits(again, prompt), logits(model, prompt))
+    vtc.save(again, tmp_path / "plain")
+    plain = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert plain["architectures"] == ["LlavaForConditionalGeneration"], "what is not asked for is not said"
+    vtc.patch(again, "fastv", 0.5)
+    with pytest.raises(VTCError, match="cannot be served"):
+        vtc.save(again, tmp_path / "other", serve="vllm")
+    with pytest.raises(CheckpointError, match="no server 'tgi'; there are: vllm"):
+        vtc.save(again, tmp_path / "other", serve="tgi")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_command_says_what_it_would_start():

@@ -11,16 +11,15 @@ from vtc.errors import UnsupportedModel
 from vtc.integrations.vllm import ARCHITECTURES
 from vtc.integrations.vllm.settings import KEY, Settings
 from vtc.methods._spelling import spell
+from vtc.methods.base import Method
+from vtc.tokens import Budget
 
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
 
 
-def overrides(config: Any, settings: Settings) -> dict[str, Any]:
-    """What the model's config must say. Raises ``UnsupportedModel`` for a model that is not served reduced, and
-    ``ValueError`` for a method or budget that cannot be."""
-    from vtc.tokens import Budget
-
-    names = list(getattr(config, "architectures", None) or ())
+def overrides(names: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """What the config of a model of these ``architectures`` must say. Raises ``UnsupportedModel`` for a model that is
+    not served reduced, and ``ValueError`` for a method or budget that cannot be."""
     known = [name.removeprefix("Vtc") for name in names if name.removeprefix("Vtc") in ARCHITECTURES]
     if not known:
         raise UnsupportedModel(
@@ -29,6 +28,11 @@ def overrides(config: Any, settings: Settings) -> dict[str, Any]:
         )
     budget = Budget.of(settings.budget).value
     return {"architectures": [f"Vtc{known[0]}"], KEY: {"method": spell(settings.build()), "budget": budget}}
+
+
+def in_config(architecture: str, method: Method, budget: Budget) -> dict[str, Any]:
+    """The same for ``vtc.save(..., serve="vllm")``."""
+    return overrides([architecture], Settings(spell(method), budget.value))
 
 
 def command(model: str, said: dict[str, Any], options: Sequence[str]) -> list[str]:
