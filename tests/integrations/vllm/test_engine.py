@@ -36,6 +36,14 @@ def test_the_same_answers_as_in_transformers(kind, method):
     assert texts(outputs) == in_transformers(path_of(kind), ASKED, method, 24)
 
 
+def test_in_half_precision_sizes_and_places_are_whole():
+    """What rows stand for crosses bfloat16 in two digits; the answers are those of float32 but where it rounds."""
+    with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, dtype="bfloat16") as llm:
+        outputs = in_vllm(llm, ASKED)
+    want = in_transformers(path_of("llava"), ASKED, "divprune+share", 24)
+    assert sum(got == right for got, right in zip(texts(outputs), want, strict=True)) >= 57
+
+
 @pytest.mark.parametrize("method", ["visionzip", "fastervlm+share", "grid", "adaptive"])
 def test_methods_that_look_at_the_tower_or_the_grid(method):
     with engine(path_of("llava"), KINDS["llava"], method, 24) as llm:

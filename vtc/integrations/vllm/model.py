@@ -29,7 +29,7 @@ class Reducing:
         self.budgets: list[int | float] = []
         self.width = vllm_config.model_config.get_inputs_embeds_size()
         rows = vllm_config.scheduler_config.max_num_batched_tokens
-        model.register_buffer("vtc_log_size", torch.zeros(rows), persistent=False)
+        model.register_buffer("vtc_log_size", torch.zeros(rows, dtype=torch.float32), persistent=False)
         model.register_buffer("vtc_place", torch.zeros(3, rows, dtype=torch.int64), persistent=False)
         if self.method.share:
             weigh(model.language_model, model.vtc_log_size)
