@@ -30,7 +30,10 @@ from tests.reference import (
 from tests.support import KINDS, engine, exact_dtype, generate, logits
 from tests.tolerances import assert_close
 from vtc.engine.capture.attention_hook import hook_attention
+from vtc.engine.memory import Quota, Stored
 from vtc.engine.report import Picture
+from vtc.engine.rows import Columns
+from vtc.engine.sites.choice import chosen_of
 from vtc.errors import BudgetError, UnsupportedModel
 from vtc.methods import Frozen
 from vtc.methods._spelling import build
@@ -191,6 +194,17 @@ def test_cache_and_report_show_the_keys_that_the_budget_bought(spec, model_of):
 def test_how_often_a_key_comes_back():
     picture = Picture(0, 4, [4, 2, 2, 2], [], [0, 1, 2, 3], chosen=[[0, 1], [0, 1], [1, 3]])
     assert picture.layers_as_key == [2, 3, 0, 1] and picture.returned == 0.25
+
+
+def test_a_token_that_is_a_key_is_not_in_the_mean_of_the_others():
+    """Also where another prompt has more keys, so that places are left empty; trap: they are filled with token 0."""
+    x = torch.randn(2, 1, 40, 4, dtype=torch.float64)
+    candidates = Stored(Columns(torch.arange(40).expand(2, -1)), x, x)
+    chosen = torch.tensor([list(range(9)), [*range(8), -1]])
+    out = chosen_of(candidates, chosen, Quota.of([10, 9], [40, 40], chosen.device))
+    for prompt, keys in enumerate((9, 8)):
+        assert_close("mean", out.keys[prompt, 0, -1], x[prompt, 0, keys:].mean(dim=0))
+        assert out.columns.log_size[prompt, -1].exp().round() == 40 - keys
 
 
 @pytest.mark.parametrize("spec", ["frozen", "adaptive:layer=2", "perceiver:layer=2", CUT_BETWEEN])
