@@ -20,7 +20,9 @@ from pathlib import Path
 POSIX = ("fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog")
 LINUX = ("/proc", "/sys")
 TRITON = "_triton"  # kernels: imported where there is a GPU
-EXTRAS = {"vtc.integrations.lmms_eval": "lmms_eval"}  # files that need what vtc does not depend on
+VLLM = ("attention", "llava", "model", "positions", "processor", "qwen_vl")
+# Files that need what vtc does not depend on.
+EXTRAS = {"vtc.integrations.lmms_eval": "lmms_eval"} | {f"vtc.integrations.vllm.{name}": "vllm" for name in VLLM}
 
 
 def pretend() -> None:
