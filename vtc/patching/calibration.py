@@ -22,7 +22,7 @@ from vtc.models import family_of
 from vtc.patching.api import laid_aside, patched, report
 from vtc.tokens import Budget
 
-LAYERS = (0.125, 0.25, 0.375, 0.5)  # where tokens may stop, as fractions of depth
+LAYERS = (0.125, 0.25, 0.375, 0.5, 0.67)  # where tokens may stop, as fractions of depth
 CANDIDATES = (2.0, 4.0, 6.0, 8.0)  # and how many times the budget may be candidates
 ELSEWHERE = (0.5, 2.0, 4.0)  # times the budget, where a choice is looked at, too
 
@@ -83,7 +83,8 @@ def closest(
     Layers are ranked by what it costs to let all tokens rest in one of them; the first of that order rest, one to three
     quarters of them.
     """
-    tried = [rule, *(Adaptive(layer=at, candidates=n) for at in layers for n in candidates)]
+    stopping = (Adaptive(layer=at, candidates=n) for at in layers for n in candidates)
+    tried = [rule, Adaptive(layer=None), *stopping]  # the second: the first cut alone
     best = min(tried, key=tries.distance)
     order = by_cost_of_rest(tries, rule, rest)
     counts = {n for n in (1, depth // 8, depth // 4, depth // 3, depth // 2, 3 * depth // 4) if 0 < n <= len(order)}
