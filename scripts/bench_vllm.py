@@ -32,13 +32,10 @@ SIDE, PATCH = 336, 14
 CELLS = (None, "divprune", "divprune+share")
 
 
-def nested(name: str) -> str:
-    head, tower, rest = name.partition("vision_tower.")
-    return f"{head}{tower}vision_model.{rest}" if tower else name
-
-
 def folder(path: Path, layers: int, width: int) -> Path:
     """A LLaVA of random weights, with the testbed's words."""
+    from vtc.integrations.vllm.llava import nested
+
     processor = AutoProcessor.from_pretrained(scenes.checkpoint_path(), trust_remote_code=False)
     processor.patch_size = PATCH
     processor.image_processor.size = {"height": SIDE, "width": SIDE}

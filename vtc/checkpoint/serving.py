@@ -22,7 +22,8 @@ def keys_for(server: str, model: Any, patch: Patch | None) -> dict[str, Any]:
     """What to write for it. Raises ``CheckpointError`` for a server that there is not, or a model without a patch."""
     found = {point.name: point for point in entry_points(group=GROUP)}
     if server not in found:
-        raise CheckpointError(f"there is no server {server!r}; there are: {', '.join(sorted(found)) or 'none'}")
+        known = ", ".join(sorted(found)) or "none, so install vtc-vlm again"
+        raise CheckpointError(f"there is no server {server!r}; there are: {known}")
     if patch is None:
         raise CheckpointError(f"serve={server!r} is for a patched model; call vtc.patch first, or leave it out")
     return found[server].load()(type(model).__name__, patch.method, patch.budget)

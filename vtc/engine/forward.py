@@ -104,6 +104,7 @@ class Engine:
             if length > 1 and remembers(cache):
                 padding, ends = real_part(kwargs, self.prompt_ends, batch, length)
                 self.current = Prefill({}, None, padding, length, batch, clock, ends, grad, brings=False)
+                self.current.remembers = self.remembers
             elif grad:
                 self.current = Prefill({}, None, None, length, batch, clock, grad=True, brings=False)
             return
@@ -124,6 +125,7 @@ class Engine:
             clock=clock,
             ends=ends,
             grad=grad,
+            remembers=self.remembers or self.unasked,
             unasked=self.unasked,
         )
 
@@ -204,7 +206,7 @@ class Engine:
         if p is None or not p.ids:
             layer = stored(cache, index)
             if p is not None and layer is not None and layer.memory is not None and p.asks:
-                return in_later_turn(self.arguments, p, self.remembers, index, states, forward, args, kwargs)
+                return in_later_turn(self.arguments, p, index, states, forward, args, kwargs)
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
         plan = p.plans.get(index)
         if plan is None:
@@ -214,8 +216,8 @@ class Engine:
         if self.keys is not None and p.over and index >= self.keys.first:
             return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
         if p.over and self.freezes_at is not None:
-            first, rests, keeps = self.freezes_at, index in self.method.rest, self.remembers or p.unasked
-            return on_candidates(self.arguments, p, plan, first, rests, keeps, index, states, forward, args, kwargs)
+            first, rests = self.freezes_at, index in self.method.rest
+            return on_candidates(self.arguments, p, plan, first, rests, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))

@@ -96,7 +96,6 @@ def on_candidates(
     plan: LayerPlan,
     first: int,
     rests: bool,
-    remembers: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -119,7 +118,7 @@ def on_candidates(
         output = run_layer(forward, states, args, kwargs)
     else:
         plan.candidates, stopped = of, stopped if index >= first else None
-        output = on_chosen_keys(arguments, p, plan, of, remembers, index, states, forward, args, kwargs, stopped)
+        output = on_chosen_keys(arguments, p, plan, of, index, states, forward, args, kwargs, stopped)
     return leave(p, rows, output) if plan.restore and rows is not None else output
 
 
@@ -128,7 +127,6 @@ def on_chosen_keys(
     p: Prefill,
     plan: LayerPlan,
     of: Candidates,
-    remembers: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -142,7 +140,7 @@ def on_chosen_keys(
     past = 0 if layer is None else layer.logical
     held = layer.columns(0, p.batch, states.device) if layer is not None and past else None
     given, attn = kwargs.get("attention_mask"), arguments.backend
-    choice = Choice(p, plan, of, layer, held, past, given, attn, states.dtype, remembers)
+    choice = Choice(p, plan, of, layer, held, past, given, attn, states.dtype)
     mask: Any
     if not p.brings:
         mask = choice.beside(None)
@@ -162,7 +160,6 @@ def on_chosen_keys(
 def in_later_turn(
     arguments: LayerArguments,
     p: Prefill,
-    remembers: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -172,4 +169,4 @@ def in_later_turn(
     """A layer of a forward that brings no picture, on a cache whose candidates it chooses of anew."""
     plan = p.plans.setdefault(index, LayerPlan())
     plan.candidates = later_turn(p, states.device)
-    return on_chosen_keys(arguments, p, plan, plan.candidates, remembers, index, states, forward, args, kwargs)
+    return on_chosen_keys(arguments, p, plan, plan.candidates, index, states, forward, args, kwargs)

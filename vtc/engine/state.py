@@ -120,6 +120,7 @@ class Prefill:
     at_input: dict[Signal, Tensor] = field(default_factory=dict)  # of signals that ask to see the decoder's input
     opened: bool = False
     brings: bool = True  # pictures come with it
+    remembers: bool = False  # candidates that are no keys stay in the cache
     unasked: bool = False  # nobody asks yet: every candidate stays for who will
     keeps: list[tuple[int, ...]] = field(default_factory=list)  # tokens kept, by picture and stage
     needs: list[float] = field(default_factory=list)  # of each picture, where the method spends by need

@@ -45,7 +45,10 @@ def fill(layer: RowCacheLayer, tensors: dict[str, Tensor], length: int, bounds: 
     memory = None
     if bounds is not None:
         most, left, mean = map(int, bounds)
-        quota = Quota(tensors["wanted"], tensors["count"], most, left, bool(mean))
+        wanted, count = tensors["wanted"], tensors["count"]
+        if wanted.shape != (1,) or count.shape != (1,):
+            raise ValueError(f"how many are keys is {list(wanted.shape)}, and not one number")
+        quota = Quota(wanted, count, most, left, bool(mean))
         memory = Memory(stored_of("others.", tensors, length), held.columns.index[:, :0], 0, quota)
     layer.hold(held.columns, held.keys, held.values, 0, memory)
 

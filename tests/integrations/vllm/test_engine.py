@@ -16,6 +16,7 @@ from vtc.integrations.vllm.settings import REQUEST
 KINDS = {"llava": "LlavaForConditionalGeneration", "qwen": "Qwen2_5_VLForConditionalGeneration"}
 SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
+TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
 IMAGE = 4  # the placeholder's id in both testbed models
 
 
@@ -44,7 +45,7 @@ def test_in_half_precision_sizes_and_places_are_whole():
     assert sum(got == right for got, right in zip(texts(outputs), want, strict=True)) >= 57
 
 
-@pytest.mark.parametrize("method", ["visionzip", "fastervlm+share", "grid", "adaptive"])
+@pytest.mark.parametrize("method", TAKEN)
 def test_methods_that_look_at_the_tower_or_the_grid(method):
     with engine(path_of("llava"), KINDS["llava"], method, 24) as llm:
         outputs = in_vllm(llm, ASKED)

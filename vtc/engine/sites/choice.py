@@ -20,8 +20,7 @@ from vtc.tokens import scatter_valid, sort_padded, top
 @dataclass(eq=False)
 class Choice:
     """What text sees in one layer. ``held``: columns of the cache before this forward, ``past`` logical ones;
-    ``given``: the model's own mask; ``backend``: its attention function; ``remembers``: candidates that are no keys
-    stay in the cache."""
+    ``given``: the model's own mask; ``backend``: its attention function."""
 
     p: Prefill
     plan: LayerPlan
@@ -32,7 +31,6 @@ class Choice:
     given: Any
     backend: str
     dtype: torch.dtype
-    remembers: bool
 
     def seeing(self, rows: Tensor, columns: Columns) -> LazyMask:
         """The mask of ``rows`` over these columns."""
@@ -100,7 +98,7 @@ class Choice:
         seen = seen.at(order)
         if self.layer is not None:
             memory = None
-            if self.remembers and chosen is not None:
+            if self.p.remembers and chosen is not None:
                 memory = memory_of(candidates, chosen, keys, order, quota)
             self.layer.hold(seen.columns, seen.keys, seen.values, self.p.behind, memory)
         return seen.keys, seen.values, self.seeing(of.text.rows, seen.columns).handed

@@ -26,7 +26,7 @@ def served(method: Method) -> Method:
         if signal.asks:
             raise refused(name, f"it looks at the question ({signal.words()}), and a picture's features are cached")
         if not isinstance(signal.hook(0), TowerHook):
-            raise refused(name, f"it looks at the decoder ({signal.words()})")
+            raise refused(name, f"what it looks at ({signal.words()}) is not captured in vLLM's models")
     return method
 
 
