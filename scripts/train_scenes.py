@@ -16,7 +16,7 @@ from pathlib import Path
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("llava", "llava-deep", "qwen")
+    kinds = ("llava", "llava-deep", "llava-deeper", "qwen")
     parser.add_argument("--kind", choices=kinds, default="llava", help="of model (default llava)")
     parser.add_argument("--minutes", type=float, default=90, help="wall-clock budget of both stages (default 90)")
     parser.add_argument("--tower-share", type=float, default=0.2, help="share of it for the tower (default 0.2)")

@@ -146,6 +146,15 @@ def stopped_rows(engine) -> Tensor:
     return torch.stack(list(engine.current.ids.values())).any(dim=0)
 
 
+def still_rows(engine) -> Tensor:
+    """``[B, N]``: those that ran no more from the layer on in which vision tokens stop."""
+    going, out = engine.current.going, stopped_rows(engine)
+    for prompt in range(len(out) if going is not None else 0):
+        rows, valid = going.rows.rows[prompt], going.rows.valid
+        out[prompt, rows if valid is None else rows[valid[prompt]]] = False
+    return out
+
+
 def candidate_rows(p, of, chosen: Tensor | None = None) -> Tensor:
     """``[B, N]``: the candidates of a layer that chooses its keys; those that ``chosen [B, K]`` names."""
     out = torch.zeros(p.batch, p.length, dtype=torch.bool)

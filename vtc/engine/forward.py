@@ -216,8 +216,8 @@ class Engine:
         if self.keys is not None and p.over and index >= self.keys.first:
             return on_fewer_keys(self.arguments, self.keys, p, plan, index, states, forward, args, kwargs)
         if p.over and self.freezes_at is not None:
-            first, rests = self.freezes_at, index in self.method.rest
-            return on_candidates(self.arguments, p, plan, first, rests, index, states, forward, args, kwargs)
+            first = self.freezes_at
+            return on_candidates(self.arguments, p, plan, self.method, first, index, states, forward, args, kwargs)
         rows = plan.runs or plan.rows
         if rows is None:
             return forward(*args, **self.arguments.on_all_rows(index, states, kwargs))
@@ -260,8 +260,8 @@ class Engine:
                 signals = view.signals(self.method.signals(0))
                 return LayerPlan(runs=self.router.cut(p, index, view.tokens, view.position, signals))
         if p.over and self.freezes_at is not None and index > self.freezes_at:
-            text = candidates_of(p).text
-            return LayerPlan(regather=text if p.restored is not None else None, restore=self._restores(p, index))
+            there = candidates_of(p).text if p.going is None else p.going.rows
+            return LayerPlan(regather=there if p.restored is not None else None, restore=self._restores(p, index))
         plan = LayerPlan(regather=p.last_cut if p.restored is not None else None, rows=p.last_cut)
         if p.over and index == self.freezes_at:
             return replace(plan, restore=self._restores(p, index))

@@ -13,11 +13,13 @@ from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.rows import put_rows, restore_rows
 from vtc.engine.sites.choice import Choice
 from vtc.engine.sites.frozen import candidates_of, keys_of, later_turn
+from vtc.engine.sites.going_on import going_on
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stages import merge_rows, regather
 from vtc.engine.state import Candidates, Cut, LayerPlan, Prefill, Rows
 from vtc.kernels.gather import gather_rows
+from vtc.methods.base import Method
 
 
 def enter(p: Prefill, plan: LayerPlan, states: Tensor) -> Tensor:
@@ -94,8 +96,8 @@ def on_candidates(
     arguments: LayerArguments,
     p: Prefill,
     plan: LayerPlan,
+    method: Method,
     first: int,
-    rests: bool,
     index: int,
     states: Tensor,
     forward: Callable,
@@ -103,13 +105,19 @@ def on_candidates(
     kwargs: dict[str, Any],
 ) -> Any:
     """A layer that chooses its keys of the candidates, which stop before layer ``first``, or in which they rest."""
-    states, stopped = enter(p, plan, states), p.stopped
+    states, stopped, rests = enter(p, plan, states), p.stopped, index in method.rest
     of = plan.candidates or candidates_of(p)  # a replay for a gradient comes after later cuts
     if index == first:  # anew where it is replayed for a gradient
-        stopped = gather_rows(states, of.place.inside)
+        if p.stopped is None:
+            p.going = going_on(p, method, of, states)
+        stopped = gather_rows(states, of.place.inside if p.going is None else p.going.stopped.inside)
         p.stopped = stopped if p.stopped is None else p.stopped
-        states = gather_rows(states, of.text.inside)
-    rows: Rows | None = plan.rows if index < first else of.text
+        states = gather_rows(states, of.text.inside if p.going is None else p.going.rows.inside)
+    rows: Rows | None = plan.rows
+    if index >= first:
+        of = of if p.going is None else p.going.candidates
+        rows = of.text if p.going is None else p.going.rows
+        plan.runs = of.text if rests and p.going is not None else None
     p.rows_by_layer[index] = states.shape[1]
     if plan.runs is not None:
         output = on_some_rows(arguments, None, p, plan.runs, index, states, forward, args, kwargs)
@@ -134,8 +142,8 @@ def on_chosen_keys(
     kwargs: dict[str, Any],
     stopped: Tensor | None = None,
 ) -> Any:
-    """A layer whose text sees the candidates it chooses: ``states`` are those of text and candidates, or, where these
-    have ``stopped``, of text alone."""
+    """A layer whose text sees the candidates it chooses: ``states`` are those of text and candidates, or, where some
+    have ``stopped`` in these states, of those that run."""
     layer = row_layer(cache_given(kwargs), index)
     past = 0 if layer is None else layer.logical
     held = layer.columns(0, p.batch, states.device) if layer is not None and past else None
@@ -148,10 +156,10 @@ def on_chosen_keys(
         kwargs = kwargs if plan.rows is None else arguments.placed(p, plan.rows, kwargs)
         mask = choice.among(plan.rows)
     else:
-        mask = choice.beside(
-            keys_of(arguments.family.decoder_attention(index), of.place, stopped, p, past, forward, kwargs, attn)
-        )
-        kwargs = arguments.placed(p, of.text, kwargs)
+        place = of.place if p.going is None else p.going.stopped
+        made = keys_of(arguments.family.decoder_attention(index), place, stopped, p, past, forward, kwargs, attn)
+        mask = choice.beside(made) if p.going is None else choice.among_some(p.going, made)
+        kwargs = arguments.placed(p, of.text if p.going is None else p.going.rows, kwargs)
     if layer is not None:
         layer.expect(None, p.length)
     return run_layer(forward, states, args, {**kwargs, "attention_mask": mask})

@@ -144,8 +144,8 @@ def decoder_flops(
 
 
 def candidate_flops(family: Family, p: Prefill, first: int, width: int) -> int:
-    """The same of candidates: their keys and values in every layer from ``first`` on, where they do not run, and the
-    ranking in all."""
+    """The same of candidates: their keys and values in every layer from ``first`` on, where they do not run, what those
+    that go on see of them there, and the ranking in all."""
     total = 0
     for index, plan in p.plans.items():
         if plan.candidates is None:
@@ -153,8 +153,10 @@ def candidate_flops(family: Family, p: Prefill, first: int, width: int) -> int:
         of = plan.candidates
         tokens, text, asking = of.place.rows.shape[1], of.text.rows.shape[1], of.asking.shape[1]
         if index >= first:
+            stopped = tokens if p.going is None else p.going.stopped.rows.shape[1]
             made = [m for name, m in family.decoder_attention(index).named_modules() if name in MAKING_KEYS]
-            total += 2 * tokens * sum(m.weight.numel() for m in made if isinstance(m, nn.Linear))
+            total += 2 * stopped * sum(m.weight.numel() for m in made if isinstance(m, nn.Linear))
+            total += 2 * width * stopped * (0 if p.going is None else p.going.vision.rows.shape[1])
         if plan.chosen is not None:
             total += 2 * width * asking * (tokens + text + p.past_by_layer.get(index, 0))
     return p.batch * total
@@ -200,7 +202,8 @@ def summarise(
         own = {*scored, *layout.newline_row[i, :newlines].tolist()}
         chosen = [rows[prompt] & own for rows in keyed]
         if asks:
-            running = [0 if layer >= stops else n for layer, n in enumerate(by_layer)]
+            on = 0 if p.going is None else p.going.keep[i]
+            running = [min(n, on) if layer >= stops else n for layer, n in enumerate(by_layer)]
             by_layer = [len(rows) for rows in chosen]
             if prompt not in layout.prompts[i + 1 :]:  # the mean of the others stands at its prompt's last token
                 by_layer = [

@@ -164,12 +164,18 @@ def make_cut(
 
 def text_rows(p: Prefill) -> Rows:
     """The rows of the prompts that are no vision tokens, as they stand in the states behind the last cut."""
-    cut, layout = p.last_cut, p.layout
+    cut = p.last_cut
     if p.text is None or p.text[0] is not cut:  # one object for all layers, as masks are made once for each
-        kept = layout.text if cut is None else layout.text.gather(1, cut.rows)  # fillers are rows that are there
-        inside, valid = choose_rows(kept, layout.spare if cut is None else ~kept, layout.text_count)
-        p.text = cut, Rows(inside if cut is None else cut.rows.gather(1, inside), valid, None, inside)
+        p.text = cut, text_behind(p, cut)
     return p.text[1]
+
+
+def text_behind(p: Prefill, cut: Rows | None) -> Rows:
+    """The same behind any cut."""
+    layout = p.layout
+    kept = layout.text if cut is None else layout.text.gather(1, cut.rows)  # fillers are rows that are there
+    inside, valid = choose_rows(kept, layout.spare if cut is None else ~kept, layout.text_count)
+    return Rows(inside if cut is None else cut.rows.gather(1, inside), valid, None, inside)
 
 
 def after_cut(

@@ -83,6 +83,21 @@ class Candidates:
         return self.keys != self.count
 
 
+@dataclass(eq=False)
+class GoingOn:
+    """From the layer on in which vision tokens stop. rows: those that run, which are text and the candidates that go
+    on, ``keep`` of each picture; vision: the latter; stopped: the other candidates; order ``[B, M]``: where each
+    candidate stands among ``vision`` and then ``stopped``. ``vision``, and the text of ``candidates``, stand inside
+    ``rows``."""
+
+    candidates: Candidates
+    rows: Rows
+    vision: Rows
+    stopped: Rows
+    order: Tensor
+    keep: list[int]
+
+
 @dataclass
 class LayerPlan:
     """What one decoder layer does to the states that reach it; kept, so that gradient checkpointing can replay it."""
@@ -127,6 +142,7 @@ class Prefill:
     over: bool = False  # some picture must shrink
     text: tuple[Cut | None, Rows] | None = None  # the text rows behind that cut
     candidates: tuple[Cut | None, Candidates] | None = None  # behind that cut
+    going: GoingOn | None = None  # where some candidates go on when the others stop
     stopped: Tensor | None = None  # ``[B, M, D]``: the states in which candidates stopped
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)

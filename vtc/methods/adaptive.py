@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
-from vtc.methods.frozen import check_candidates
+from vtc.methods.frozen import check_frozen, frozen_stage
 from vtc.signals.base import Signal
 from vtc.tokens import Reduction, VisionTokens, cut
 
@@ -23,28 +23,29 @@ class Adaptive(Method):
 
     Before the first decoder layer ``candidates`` times the budget are kept: greedy max-min diversity (as DivPrune),
     each dropped token merged into its nearest kept one, which from there on weighs for all it stands for (``share``).
-    Of these every layer chooses its keys by the question, as many as the budget says, and they run up to decoder layer
-    ``layer`` (an int, or a fraction of depth) alone, as in ``frozen``, where ``memory`` is explained, too.
-    ``layer=None``: the first cut alone, at the budget.
+    Of these every layer chooses its keys by the question, as many as the budget says, and from decoder layer ``layer``
+    (an int, or a fraction of depth) on only the part ``running`` of them runs, as in ``frozen``, where ``memory`` is
+    explained, too. ``layer=None``: the first cut alone, at the budget.
 
-    With the defaults half as many rows more run, averaged over layers, than keys are held.
+    With the defaults two and a half times as many rows run, averaged over layers, as keys are held.
     """
 
     name: ClassVar[str] = "adaptive"
     paper: ClassVar[str] = "of this library; docs/adaptive.md"
 
-    layer: int | float | None = 0.25
+    layer: int | float | None = 0.125
     candidates: float = 6.0
+    running: float = 0.33
     share: bool = field(default=True, kw_only=True)
     memory: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_candidates(self.name, self.candidates, self.memory)
+        check_frozen(self.name, self.candidates, self.running, self.memory)
         super().__post_init__()
         if self.memory and self.layer is None:
             raise ValueError(
                 f"{self.name}: memory=True keeps the candidates that a question did not choose, and with layer=None no "
-                "question chooses; give a layer, like 0.25, or leave memory out"
+                "question chooses; give a layer, like 0.125, or leave memory out"
             )
         if self.layer is not None and self.layer == 0:
             raise ValueError(
@@ -56,7 +57,7 @@ class Adaptive(Method):
         first = (Stage(0),)
         if self.layer is None:
             return first
-        return (*first, Stage(self.layer, freezes=True, candidates=self.candidates, memory=self.memory))
+        return (*first, frozen_stage(self.layer, self.candidates, self.running, self.memory))
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:

@@ -21,15 +21,16 @@ class Stage:
     one ``ratio`` for all of them, solved from the budget.
 
     ``freezes`` (the last stage alone): no token is dropped. Every decoder layer chooses anew by the question which of
-    the tokens that are there are keys, as many as the budget says, and from ``layer`` on none of them runs. The stages
-    before keep ``candidates`` times the budget. ``memory``: those that are no keys stay in the cache, and each turn
-    chooses anew."""
+    the tokens that are there are keys, as many as the budget says, and from ``layer`` on only the part ``running`` of
+    them runs that ``reduce`` keeps. The stages before keep ``candidates`` times the budget. ``memory``: those that are
+    no keys stay in the cache, and each turn chooses anew."""
 
     layer: int | float = 0
     power: int = 1
     factor: float = 1.0
     freezes: bool = False
     candidates: float = 1.0
+    running: float = 0.0
     memory: bool = False
 
     def __post_init__(self) -> None:

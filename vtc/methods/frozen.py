@@ -1,4 +1,4 @@
-"""Frozen: from some layer on vision tokens do not run; text sees their keys, and chooses anew which in every layer."""
+"""Frozen: from some layer on few vision tokens run; text chooses its keys of all of them, anew in every layer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
+from vtc.signals.base import Signal
+from vtc.tokens import Reduction, VisionTokens, cut
 
 
 @register("frozen")
@@ -15,8 +21,9 @@ from vtc.methods.base import Method, Stage
 class Frozen(Method):
     """Every decoder layer chooses its keys of the tokens that are there: those that some row of the question looks at
     most in that layer, mean over heads, sizes counted, and one more for the mean of the others. The tokens themselves
-    run up to decoder layer ``layer`` (an int, or a fraction of depth); from there on text runs alone, beside keys and
-    values of the states they have there.
+    run up to decoder layer ``layer`` (an int, or a fraction of depth); from there on text and the part ``running`` of
+    them do, those that cover the picture (greedy max-min diversity of their states), beside keys and values of the
+    states in which the others stopped. ``running=0``: text alone.
 
     The budget counts keys. Alone, all tokens of a picture are candidates; behind another method
     (``divprune+share/frozen``) that one keeps ``candidates`` times the budget. At a budget of all tokens nothing is
@@ -29,19 +36,31 @@ class Frozen(Method):
     name: ClassVar[str] = "frozen"
     paper: ClassVar[str] = "of this library; docs/adaptive.md"
 
-    layer: int | float = 0.25
+    layer: int | float = 0.125
     candidates: float = 6.0
+    running: float = 0.33
     memory: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_candidates(self.name, self.candidates, self.memory)
+        check_frozen(self.name, self.candidates, self.running, self.memory)
         super().__post_init__()
 
     def stages(self) -> tuple[Stage, ...]:
-        return (Stage(self.layer, freezes=True, candidates=self.candidates, memory=self.memory),)
+        return (frozen_stage(self.layer, self.candidates, self.running, self.memory),)
+
+    @torch.no_grad()
+    def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        order = greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid)
+        return Reduction.keep(cut(order, keep), tokens)
 
 
-def check_candidates(name: str, given: object, memory: object) -> None:
+def frozen_stage(layer: int | float, candidates: float, running: float, memory: bool) -> Stage:
+    return Stage(layer, freezes=True, candidates=candidates, running=running, memory=memory)
+
+
+def check_frozen(name: str, given: object, running: object, memory: object) -> None:
+    if isinstance(running, bool) or not isinstance(running, (int, float)) or not 0 <= running < 1:
+        raise ValueError(f"{name}: running={running!r} is no part of the candidates, from 0 on and below 1; give 0.5")
     if not isinstance(memory, bool):
         raise ValueError(f"{name}: memory={memory!r} is not a bool; give True or False")
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 1 <= given < math.inf:

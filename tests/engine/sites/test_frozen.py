@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 
@@ -25,6 +26,7 @@ from tests.reference import (
     masked,
     merged_input,
     restored,
+    still_rows,
     stopped_rows,
 )
 from tests.support import KINDS, engine, exact_dtype, generate, logits
@@ -49,6 +51,11 @@ SPECS = {  # and a budget
     "divprune+share/frozen:candidates=2": 0.3,
     "pool/frozen:layer=3": 0.1,
     "divprune:rest=[0,3]+share/frozen": 0.12,
+    "frozen:layer=1:running=0.25": 1.0,
+    "frozen:layer=2:running=0.5": 0.3,
+    "adaptive:running=0.34": 0.12,
+    "divprune+share/frozen:candidates=2:running=0.9": 0.3,
+    "divprune:rest=[0,2]+share/frozen:layer=1:running=0.5": 0.12,
     CUT_BETWEEN: 0.3,
 }
 HYBRID = "qwen3_5"
@@ -75,7 +82,7 @@ def test_the_specs_cut_where_they_say(model_of):
 def stops(model) -> dict:
     """What stays as it is from the layer on in which vision tokens stop."""
     own = engine(model)
-    return {layer: stopped_rows(own) for layer in range(own.freezes_at, LAYERS)}
+    return {layer: still_rows(own) for layer in range(own.freezes_at, LAYERS)}
 
 
 def rests(model) -> dict:
@@ -180,9 +187,11 @@ def test_cache_and_report_show_the_keys_that_the_budget_bought(spec, model_of):
     words = prompt["input_ids"].shape[1] - one.tokens_in
     assert [layer.keys.shape[2] - words for layer in cache.layers] == one.tokens_by_layer
     assert one.average <= SPECS[spec] * one.tokens_in
-    first = engine(model).freezes_at
-    running = [n for n in range(first) if n not in method.rest]
-    assert [n for n, rows in enumerate(one.rows_by_layer) if rows] == running
+    first, part = engine(model).freezes_at, method.stages()[-1].running
+    (before,) = engine(model).current.remaining.count
+    behind = 0 if before == 1 else min(before - 1, math.ceil(part * before))
+    want = [0 if n in method.rest else before if n < first else behind for n in range(LAYERS)]
+    assert one.rows_by_layer == want or spec == CUT_BETWEEN and one.rows_by_layer[first:] == want[first:]
     means = [
         plan.candidates is not None and plan.candidates.with_mean[0] and plan.chosen is not None
         for _, plan in sorted(engine(model).current.plans.items())

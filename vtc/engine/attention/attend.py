@@ -41,13 +41,12 @@ def _attend_split(
     q: Tensor, k: Tensor, v: Tensor, mask: SplitMask, scale: float, run: Callable[..., Any], **kwargs: Any
 ) -> Tensor:
     one, other = (taken(q, rows.inside) for rows in (mask.first, mask.second))
-    whole, _ = _attend(one, k, v, mask.whole.at(mask.first.inside).handed, scale, run, True, **kwargs)
-    k, v, few = mask.text(other, k, v, scale)
-    text, _ = _attend(other, k, v, few, scale, run, True, **kwargs)
-    out = whole.new_zeros(q.shape[0], q.shape[2], whole.shape[2] * whole.shape[3])
-    for part, rows in ((whole, mask.first), (text, mask.second)):
+    vision, _ = _attend(one, *mask.vision(k, v), scale, run, True, **kwargs)
+    text, _ = _attend(other, *mask.text(other, k, v, scale), scale, run, True, **kwargs)
+    out = vision.new_zeros(q.shape[0], q.shape[2], vision.shape[2] * vision.shape[3])
+    for part, rows in ((vision, mask.first), (text, mask.second)):
         out = put_rows(out, part.flatten(2), rows.inside, rows.valid)
-    return out.unflatten(2, whole.shape[2:])
+    return out.unflatten(2, vision.shape[2:])
 
 
 def _attend(

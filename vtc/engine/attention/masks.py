@@ -192,13 +192,14 @@ class ReducingMask(LazyMask):
 
 @dataclass(eq=False)
 class SplitMask:
-    """Two kinds of rows of one forward: ``first`` see what ``whole``, of all rows, says; ``second`` see the keys and
-    values, as the mask says, that ``text(q, k, v, scale)`` gives for their queries. ``inside`` of each: where they
-    stand among all rows."""
+    """Two kinds of rows of one forward: ``first`` see the keys and values, as the mask says, that ``vision(k, v)``
+    gives; ``second`` those that ``text(q, k, v, scale)`` gives for their queries. ``inside`` of each: where they stand
+    among all rows, whose own mask is ``whole``."""
 
     whole: LazyMask
     first: Rows
     second: Rows
+    vision: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, LazyMask | Tensor | None]]
     text: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, LazyMask | Tensor | None]]
 
 

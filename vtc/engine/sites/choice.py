@@ -13,7 +13,7 @@ from vtc.engine.attention.question import largest_attention
 from vtc.engine.kv_cache import RowCacheLayer
 from vtc.engine.memory import Memory, Quota, Stored, without
 from vtc.engine.rows import Columns, taken
-from vtc.engine.state import Candidates, LayerPlan, Prefill, Rows
+from vtc.engine.state import Candidates, GoingOn, LayerPlan, Prefill, Rows
 from vtc.tokens import scatter_valid, sort_padded, top
 
 
@@ -54,22 +54,53 @@ class Choice:
         )
 
     def among(self, cut: Rows | None) -> SplitMask:
-        """The mask of a layer that runs text and candidates, the rows of ``cut`` (None: all)."""
+        """The mask of a layer that runs text and all candidates, the rows of ``cut`` (None: all)."""
         device = self.of.text.rows.device
         all_rows = torch.arange(self.p.length, device=device).expand(self.p.batch, -1)
         own = Columns(all_rows) if cut is None else Columns(cut.rows, cut.valid, cut.log_size)
         every = Columns(own.index + self.past, own.valid, own.log_size)
         whole = self.seeing(own.index, self.behind_cache(every))
+        place, text = self.of.place, self.of.text
 
-        def text(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
-            before = k.shape[2] - own.index.shape[1]
-            new = k[:, :, before:], v[:, :, before:]
-            stored = taken(new[0], self.of.place.inside), taken(new[1], self.of.place.inside)
-            k = torch.cat([k[:, :, :before], taken(new[0], self.of.text.inside)], dim=2)
-            v = torch.cat([v[:, :, :before], taken(new[1], self.of.text.inside)], dim=2)
-            return self.keys(q, k, v, stored, scale)
+        def vision(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
+            return k, v, whole.at(place.inside).handed
 
-        return SplitMask(whole, self.of.place, self.of.text, text)
+        def chosen(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
+            return self.keys(q, *self.of_text(k, v, text.inside), self.of_vision(k, v, place.inside), scale)
+
+        return SplitMask(whole, place, text, vision, chosen)
+
+    def among_some(self, going: GoingOn, stopped: tuple[Tensor, Tensor]) -> SplitMask:
+        """The mask of a layer that runs text and some candidates, beside keys and values ``stopped [B, Hk, M, d]`` of
+        the others."""
+        rows, place, text = going.rows, going.vision, self.of.text
+        own = columns_of(rows, self.past)
+        rest = columns_of(going.stopped, self.past)
+        every = self.behind_cache(own).then(rest)
+        order = every.index.argsort(dim=1, stable=True)
+        seen = self.seeing(place.rows, every.each(lambda t: t.gather(1, order)))
+
+        def vision(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
+            k, v = (taken(torch.cat(pair, dim=2), order) for pair in zip((k, v), stopped, strict=True))
+            return k, v, seen.handed
+
+        def chosen(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Any]:
+            run = self.of_vision(k, v, place.inside)
+            k_made, v_made = (taken(torch.cat(pair, dim=2), going.order) for pair in zip(run, stopped, strict=True))
+            return self.keys(q, *self.of_text(k, v, text.inside), (k_made, v_made), scale)
+
+        return SplitMask(self.seeing(rows.rows, self.behind_cache(own)), place, text, vision, chosen)
+
+    def of_text(self, k: Tensor, v: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the cache and of those rows."""
+        before = 0 if self.held is None else self.held.index.shape[1]
+        k, v = (torch.cat([x[:, :, :before], taken(x[:, :, before:], inside)], dim=2) for x in (k, v))
+        return k, v
+
+    def of_vision(self, k: Tensor, v: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of these rows alone."""
+        before = 0 if self.held is None else self.held.index.shape[1]
+        return taken(k[:, :, before:], inside), taken(v[:, :, before:], inside)
 
     def keys(
         self, q: Tensor, k: Tensor, v: Tensor, stored: tuple[Tensor, Tensor], scale: float

@@ -28,7 +28,8 @@ def candidates_of(p: Prefill) -> Candidates:
     """The candidates behind the last cut; each layer has as many keys of them as the last stage keeps."""
     cut = p.last_cut
     if p.candidates is None or p.candidates[0] is not cut:  # one object for all layers
-        place, count = vision_rows(p)
+        count = [n + m for n, m in zip(p.remaining.count, p.remaining.newlines, strict=True)]
+        place, count = vision_rows(p, cut, count)
         keys = [0] * p.batch
         for prompt, keep in zip(p.layout.prompts, p.keeps, strict=True):
             keys[prompt] += keep[-1]
@@ -40,13 +41,12 @@ def candidates_of(p: Prefill) -> Candidates:
     return p.candidates[1]
 
 
-def vision_rows(p: Prefill) -> tuple[Rows, list[int]]:
-    """The rows of the living vision tokens, newlines included, as they stand behind the last cut; each prompt's
-    number."""
-    cut, layout = p.last_cut, p.layout
-    count = [0] * p.batch
-    for prompt, n, m in zip(layout.prompts, p.remaining.count, p.remaining.newlines, strict=True):
-        count[prompt] += n + m
+def vision_rows(p: Prefill, cut: Rows | None, living: list[int]) -> tuple[Rows, list[int]]:
+    """The rows of the vision tokens that live, newlines included, as they stand behind ``cut``, which left so many of
+    each picture; each prompt's number."""
+    layout, count = p.layout, [0] * p.batch
+    for prompt, n in zip(layout.prompts, living, strict=True):
+        count[prompt] += n
     kept = ~layout.text & ~layout.spare
     if cut is not None:
         kept = kept.gather(1, cut.rows)

@@ -24,7 +24,7 @@ def site(method: Method) -> str:
 
 def place(stage: Stage) -> str:
     if stage.freezes:
-        return f"keys in every layer, rows to {layer(stage.layer)}"
+        return f"keys in every layer, rows to {layer(stage.layer)}, then {layer(stage.running)} of them"
     return "decoder input" if stage.layer == 0 else f"layer {layer(stage.layer)}"
 
 
