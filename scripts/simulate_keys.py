@@ -1,13 +1,16 @@
 """What else the default could have been, simulated with masks on a testbed model: slow, plain, apart from the engine.
 
     python scripts/simulate_keys.py scenes --budgets 24,6  # the rule, and one change at a time
-    python scripts/simulate_keys.py scenes-qwen --budgets 24 --questions 180 --only choose=2,rank=last
+    python scripts/simulate_keys.py scenes-qwen --budgets 24 --questions 180 --only choose=2,stop=0.25+running=0
+    python scripts/simulate_keys.py runs/scenes-deep  # a folder with another model that was trained on scenes
 
-A picture's tokens are cut to ``candidates`` times the budget (diversity, with share), run up to decoder layer ``stop``
-of 8, and from layer ``choose`` on text sees in each layer those keys that its question ranks first; layers before see
-all candidates, which the later ones pay for. ``mean=1``: one of the keys is the mean of the candidates that are none.
-``runs=most``: the picture runs in as many layers as before, but in those where it changes the next token's distribution
-most when it does not (ShortV's layer contribution, arXiv 2504.00502, on 24 other dev prompts).
+A picture's tokens are cut to ``candidates`` times the budget (diversity, with share), run up to ``stop`` of the depth,
+from where on the part ``running`` of them does, and from layer ``choose`` on text sees in each layer those keys that
+its question ranks first; layers before see all candidates, which the later ones pay for. ``mean=1``: one of the keys is
+the mean of the candidates that are none. ``runs=most``: the whole picture runs in as many layers as before, but in
+those where it changes the next token's distribution most when it does not (ShortV's layer contribution, arXiv
+2504.00502, on 24 other dev prompts). In brackets: how far the next token's distribution is from the unpatched model's,
+total variation, in %.
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ class Rule:
     the sizes (``unsized``); each key head by its own largest row (``group``)."""
 
     candidates: float = 6.0
-    stop: int = 2
+    stop: float = 0.125  # of the depth
+    running: float = 0.33
+    who: str = "cover"  # the picture goes on, or "asked": what the question looks at most where they stop
+    until: float = 1.0  # of the depth: then they stop, too
     runs: str = ""  # layers, like 0+5, instead of those before ``stop``
     choose: int = 0
     rank: str = "max"
@@ -46,8 +52,19 @@ class Rule:
         return ",".join(f"{k}={v}" for k, v in said.items()) or "the rule"
 
 
-CHANGES = ("candidates=3", "candidates=4", "candidates=8", "candidates=100", "stop=1", "stop=3", "stop=8")
-CHANGES += ("runs=most", "choose=1", "choose=2", "rank=last", "rank=sum", "rank=same", "rank=even", "rank=unsized")
+CHANGES = ("stop=1+candidates=1", "stop=0.25+running=0", "stop=0.5+running=0", "stop=1", "stop=0.25", "running=0")
+CHANGES += ("running=0.17", "running=0.5", "until=0.67", "who=asked", "candidates=3", "candidates=4", "candidates=8")
+CHANGES += (
+    "candidates=100",
+    "stop=0.25+running=0+runs=most",
+    "choose=1",
+    "choose=2",
+    "rank=last",
+    "rank=sum",
+    "rank=same",
+    "rank=even",
+    "rank=unsized",
+)
 CHANGES += ("rank=group", "mean=0", "mean=1")
 
 
@@ -55,7 +72,7 @@ class Testbed:
     """A model and its questions, their embedded prompts made once."""
 
     def __init__(self, name: str, questions: int):
-        path = scenes.checkpoint_path("qwen" if name == "scenes-qwen" else "llava")
+        path = scenes.checkpoint_path(scenes.NAMES[name]) if name in scenes.NAMES else name
         self.model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=torch.float32, trust_remote_code=False
         ).eval()
@@ -63,6 +80,7 @@ class Testbed:
         self.decoder = self.model.model.language_model
         self.groups = self.model.config.get_text_config().num_key_value_heads
         self.asked = [self.embedded(s) for s in scenes.samples("dev", questions, seed=1)]
+        self.whole = [self.logits(None, 0, *one[:3]).softmax(-1) for one in self.asked]
 
     @torch.no_grad()
     def embedded(self, sample) -> tuple[Tensor, Tensor, Tensor, str]:
@@ -80,14 +98,16 @@ class Testbed:
             place = self.model.model.get_rope_index(ids, mm_token_type_ids=kinds, **grid)[0]
         return states, rows, place, sample.answer.split(" ")[0]
 
-    def accuracy(self, rule: Rule | None, budget: int) -> float:
-        right = [self.answer(rule, budget, *one[:3]) == one[3] for one in tqdm(self.asked, leave=False)]
-        return 100 * sum(right) / len(right)
+    def cell(self, rule: Rule, budget: int) -> str:
+        """Accuracy, and the distance of the next token's distribution from the whole model's, in %."""
+        got = [self.logits(rule, budget, *one[:3]).softmax(-1) for one in tqdm(self.asked, leave=False)]
+        apart = sum(float((a - b).abs().sum()) / 2 for a, b in zip(got, self.whole, strict=True))
+        return f"{self.accuracy(got):.1f} ({100 * apart / len(got):.1f})"
 
-    def answer(self, rule: Rule | None, budget: int, states: Tensor, rows: Tensor, place: Tensor) -> str:
-        """The first word that follows; without a rule: of the whole model."""
-        word = self.logits(rule, budget, states, rows, place).argmax()
-        return self.processor.tokenizer.decode([int(word)]).strip()
+    def accuracy(self, chances: list[Tensor]) -> float:
+        """Of the first words that follow."""
+        words = [self.processor.tokenizer.decode([int(one.argmax())]).strip() for one in chances]
+        return 100 * sum(word == one[3] for word, one in zip(words, self.asked, strict=True)) / len(words)
 
     def contributions(self, prompts: int = 24) -> list[float]:
         """Of each layer: the divergence of the next token where the picture does not run in it alone."""
@@ -96,7 +116,7 @@ class Testbed:
         whole = [self.logits(None, 0, *one).log_softmax(-1) for one in asked]
         for layer in range(depth):
             runs = "+".join(str(n) for n in range(depth) if n != layer)
-            rule = Rule(candidates=math.inf, runs=runs)
+            rule = Rule(candidates=math.inf, running=0, runs=runs)
             less = [self.logits(rule, len(one[1]), *one).log_softmax(-1) for one in asked]
             apart = [(a.exp() * (a - b)).sum() for a, b in zip(whole, less, strict=True)]
             out.append(float(sum(apart)) / prompts)
@@ -106,15 +126,19 @@ class Testbed:
     def logits(self, rule: Rule | None, budget: int, states: Tensor, rows: Tensor, place: Tensor) -> Tensor:
         depth, every = len(self.decoder.layers), len(rows)
         kept = every if rule is None else int(min(every, max(budget, rule.candidates * budget)))
-        runs = range(depth if rule is None else rule.stop)
+        runs = range(depth if rule is None else max(1, int(rule.stop * depth + 0.5)))
         runs = [int(n) for n in rule.runs.split("+")] if rule is not None and rule.runs else runs
         states, sizes, there, vision = first_cut(states, rows, kept)
         tables = self.decoder.rotary_emb(states[None], place[..., there])
         keys = None if rule is None else max(1, (budget * depth - kept * rule.choose) // (depth - rule.choose))
+        going = torch.zeros_like(vision)
         for index, layer in enumerate(self.decoder.layers):
             few = rule is not None and keys < kept and index >= rule.choose
-            out = one_layer(layer, states, tables, sizes, vision, keys if few else None, rule)
-            states = out if index in runs else torch.where(vision[:, None], states, out)
+            out, weights = one_layer(layer, states, tables, sizes, vision, keys if few else None, rule)
+            if index in runs and index + 1 not in runs and rule is not None:
+                going = going_on(rule, out, vision, weights)
+            here = ~vision | (going if rule is not None and index < round(rule.until * depth) else False)
+            states = out if index in runs else torch.where(here[:, None], out, states)
         return self.model.lm_head(self.decoder.norm(states[-1]))
 
 
@@ -138,8 +162,20 @@ def first_cut(states: Tensor, rows: Tensor, kept: int) -> tuple[Tensor, Tensor, 
     return out[there], sizes[there], there.nonzero()[:, 0], vision[there]
 
 
-def one_layer(layer, states, tables, sizes, vision, keys: int | None, rule: Rule | None) -> Tensor:
-    """A decoder layer on ``states [N, D]``, of whose vision rows text sees ``keys`` (None: all)."""
+def going_on(rule: Rule, states: Tensor, vision: Tensor, weights: Tensor) -> Tensor:
+    """``[N]``: the vision rows that run on, by their states or by what text, in mean over heads, looks at."""
+    every = vision.nonzero()[:, 0]
+    count = min(len(every) - 1, math.ceil(rule.running * len(every)))
+    if rule.who == "asked":
+        order = weights[:, int(every.max()) + 1 :, every].mean(dim=0).amax(dim=0).argsort(descending=True)
+    else:
+        there = torch.ones(1, len(every), dtype=torch.bool)
+        order = greedy_diverse(states[every][None], max(1, count), "maxmin", there)[0]
+    return torch.zeros_like(vision).index_fill(0, every[order[: max(0, count)]], True)
+
+
+def one_layer(layer, states, tables, sizes, vision, keys: int | None, rule: Rule | None) -> tuple[Tensor, Tensor]:
+    """A decoder layer on ``states [N, D]``, of whose vision rows text sees ``keys`` (None: all), and its attention."""
     attention, x, n = layer.self_attn, layer.input_layernorm(states)[None], len(states)
     projections = attention.q_proj, attention.k_proj, attention.v_proj
     q, k, v = (p(x).view(1, n, -1, attention.head_dim).transpose(1, 2) for p in projections)
@@ -152,7 +188,7 @@ def one_layer(layer, states, tables, sizes, vision, keys: int | None, rule: Rule
         logits, seen, v = chosen(q[0], k, v, logits, seen, sizes, vision, keys, rule, attention.scaling)
     weights = logits.masked_fill(~seen, -torch.inf).softmax(dim=-1)
     states = states + attention.o_proj((weights @ v).transpose(0, 1).reshape(n, -1))
-    return states + layer.mlp(layer.post_attention_layernorm(states))
+    return states + layer.mlp(layer.post_attention_layernorm(states)), weights
 
 
 def chosen(q, k, v, logits, seen, sizes, vision, keys: int, rule: Rule, scale: float):
@@ -186,32 +222,34 @@ def chosen(q, k, v, logits, seen, sizes, vision, keys: int, rule: Rule, scale: f
 
 
 def changed(text: str) -> Rule:
-    """``stop=3``: the rule with that change."""
-    name, _, value = text.partition("=")
-    kinds = {"candidates": float, "rank": str, "runs": str}
-    return replace(Rule(), **{name: kinds.get(name, int)(value)}) if name else Rule()
+    """``stop=0.25+running=0``: the rule with those changes."""
+    kinds = {"choose": int, "mean": int, "rank": str, "runs": str, "who": str}
+    pairs = [one.split("=") for one in text.split("+") if one]
+    return replace(Rule(), **{name: kinds.get(name, float)(value) for name, value in pairs})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("testbed", choices=("scenes", "scenes-qwen"))
+    parser.add_argument("testbed", help="scenes, scenes-qwen or a folder")
     parser.add_argument("--budgets", default="49,24,12,6,3", help="keys a layer (default 49,24,12,6,3)")
     parser.add_argument("--questions", type=int, default=180, help="of the dev seeds (default 180)")
     parser.add_argument("--only", default=",".join(CHANGES), help="changes to try, comma separated (default: all)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     bed, budgets = Testbed(given.testbed, given.questions), [int(n) for n in given.budgets.split(",")]
-    print(f"{given.testbed}, {given.questions} dev questions, unpatched {bed.accuracy(None, 0):.1f} %", flush=True)
+    print(f"{given.testbed}, {given.questions} dev questions, unpatched {bed.accuracy(bed.whole):.1f} %", flush=True)
     print("| accuracy % | " + " | ".join(map(str, budgets)) + " |\n|---|" + "---:|" * len(budgets), flush=True)
     for change in ("", *given.only.split(",")):
         rule = replace(changed(change), groups=bed.groups)
         if rule.runs == "most":
             found = bed.contributions()
-            most = sorted(sorted(range(len(found)), key=found.__getitem__, reverse=True)[: rule.stop])
+            count = round(rule.stop * len(found))
+            most = sorted(sorted(range(len(found)), key=found.__getitem__, reverse=True)[:count])
             rule = replace(rule, runs="+".join(map(str, most)))
             print("contributions: " + ", ".join(f"{x:.1e}" for x in found), flush=True)
-        reach = [rule.choose * round(rule.candidates * n) < 8 * n for n in budgets]
-        cells = [f"{bed.accuracy(rule, n):.1f}" if ok else "–" for n, ok in zip(budgets, reach, strict=True)]
+        depth = len(bed.decoder.layers)
+        reach = [rule.choose * round(rule.candidates * n) < depth * n for n in budgets]
+        cells = [bed.cell(rule, n) if ok else "–" for n, ok in zip(budgets, reach, strict=True)]
         print(f"| {rule} | " + " | ".join(cells) + " |", flush=True)
 
 

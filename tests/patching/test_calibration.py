@@ -58,7 +58,7 @@ def test_tokens_rest_first_where_that_costs_nothing():
         block.mlp.down_proj.weight.data.zero_()
     tries = Tries(model, some_prompts(model, 6), 0.2, tqdm(disable=True))
     assert set(by_cost_of_rest(tries, Adaptive(), range(6))[:2]) == {1, 4}
-    assert closest(tries, Adaptive(), [2], [4.0], (), 6).rest == ()
+    assert closest(tries, [Adaptive(), Adaptive(layer=2, candidates=4.0)], [0.33], (), 6).rest == ()
 
 
 def test_what_holds_elsewhere_is_said(capsys):

@@ -22,7 +22,8 @@ from vtc.models import family_of
 from vtc.patching.api import laid_aside, patched, report
 from vtc.tokens import Budget
 
-LAYERS = (0.125, 0.25, 0.375, 0.5, 0.67)  # where tokens may stop, as fractions of depth
+LAYERS = (0.125, 0.25, 0.5)  # where tokens may stop, as fractions of depth
+RUNNING = (0.0, 0.17, 0.33, 0.5)  # which part of them may go on
 CANDIDATES = (2.0, 4.0, 6.0, 8.0)  # and how many times the budget may be candidates
 ELSEWHERE = (0.5, 2.0, 4.0)  # times the budget, where a choice is looked at, too
 
@@ -34,6 +35,7 @@ def calibrate(
     budget: int | float | Budget = 0.03125,
     layers: Sequence[int | float] = LAYERS,
     candidates: Sequence[float] = CANDIDATES,
+    running: Sequence[float] = RUNNING,
     rest: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Adaptive:
@@ -42,8 +44,8 @@ def calibrate(
 
     prompts: a few dozen prompts with pictures as the processor makes them (unpadded or padded on the left); no answers
     are needed. Closeness is the Kullback-Leibler divergence of the next token's distribution after the prompt. layers:
-    where tokens may stop running; candidates: how many times the budget may be kept of them; rest: decoder layers in
-    which they may rest (default: all; none: ``()``).
+    where tokens may stop; candidates: how many times the budget may be kept of them; running: which part of those may
+    go on; rest: decoder layers in which they may rest (default: all; none: ``()``).
 
     Every second prompt is searched on, the others decide whether what was found is closer than the uncalibrated one:
     on these it was not chosen. With ``progress`` what holds at other budgets is said on the terminal. A patch that is
@@ -66,7 +68,9 @@ def calibrate(
         rule = Adaptive()
         places = sorted({Stage(at).index(depth) for at in layers} - {0})
         stops = [at for at in places if family.deepstack <= at < depth]
-        found = closest(tries, rule, stops, candidates, range(depth) if rest is None else rest, depth)
+        tried = [rule, Adaptive(layer=None)]  # the second: the first cut alone
+        tried += (Adaptive(layer=at, candidates=n) for at in stops for n in candidates)
+        found = closest(tries, tried, running, range(depth) if rest is None else rest, depth)
         chosen = found if tries.clearly_closer(found, rule) else rule
         if progress and chosen != rule:
             for line in elsewhere(tries, chosen, rule):
@@ -74,19 +78,17 @@ def calibrate(
     return chosen
 
 
-def closest(
-    tries: Tries, rule: Adaptive, layers: Sequence[int], candidates: Sequence[float], rest: Iterable[int], depth: int
-) -> Adaptive:
-    """The closest on the prompts that are searched: first where tokens stop and how many are kept, then, with those,
-    which layers they rest in.
+def closest(tries: Tries, tried: list[Adaptive], running: Sequence[float], rest: Iterable[int], depth: int) -> Adaptive:
+    """The closest on the prompts that are searched: first of ``tried``, whose first is the rule, then, with that, which
+    part of the tokens goes on, then which layers they rest in.
 
     Layers are ranked by what it costs to let all tokens rest in one of them; the first of that order rest, one to three
     quarters of them.
     """
-    stopping = (Adaptive(layer=at, candidates=n) for at in layers for n in candidates)
-    tried = [rule, Adaptive(layer=None), *stopping]  # the second: the first cut alone
     best = min(tried, key=tries.distance)
-    order = by_cost_of_rest(tries, rule, rest)
+    if best.layer is not None:
+        best = min([best, *(replace(best, running=part) for part in running)], key=tries.distance)
+    order = by_cost_of_rest(tries, tried[0], rest)
     counts = {n for n in (1, depth // 8, depth // 4, depth // 3, depth // 2, 3 * depth // 4) if 0 < n <= len(order)}
     resting = [replace(best, rest=tuple(sorted(order[:n]))) for n in sorted(counts - {depth})]
     return min([best, *resting], key=tries.distance)
