@@ -29,9 +29,10 @@ from vtc.engine.sites.frozen import candidates_of
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stage_placement import place_stages
-from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens, text_rows
+from vtc.engine.stages import cut_stage, open_prefill, regather, remaining_tokens
 from vtc.engine.state import Cut, LayerPlan, Prefill
 from vtc.engine.stopwatch import Stopwatch
+from vtc.engine.text_rows import text_rows
 from vtc.errors import NotReduced, UnsupportedModel
 from vtc.methods.base import Method
 from vtc.models.base import Family

@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from vtc.engine.stages import text_rows
 from vtc.engine.state import Prefill
+from vtc.engine.text_rows import text_rows
 from vtc.errors import NotReduced
 from vtc.kernels.gather import gather_rows
 from vtc.models.base import Family

@@ -19,8 +19,8 @@ from vtc.engine.attention.masks import ReducingMask
 from vtc.engine.capture.attention_hook import EndOfLayer
 from vtc.engine.kv_cache import without_cache
 from vtc.engine.rows import Columns, choose_rows, gather_positions
-from vtc.engine.stages import text_rows
 from vtc.engine.state import Candidates, Prefill, Rows
+from vtc.engine.text_rows import text_rows
 from vtc.errors import UnsupportedModel
 
 

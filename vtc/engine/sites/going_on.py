@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vtc.engine.rows import choose_rows
 from vtc.engine.sites.frozen import asking_rows, vision_rows
-from vtc.engine.stages import make_cut, remaining_tokens, text_behind
+from vtc.engine.stages import make_cut, remaining_tokens
 from vtc.engine.state import Candidates, GoingOn, Prefill, Rows
+from vtc.engine.text_rows import text_behind
 from vtc.methods.base import Method
 
 
