@@ -24,10 +24,11 @@ def classes() -> None:
     """Class objects: a name would be looked at in a process that imports vLLM again."""
     from vllm import ModelRegistry
 
-    from vtc.integrations.vllm import llava, qwen_vl
+    from importlib import import_module
 
     for name, module in ARCHITECTURES.items():
-        ModelRegistry.register_model(f"Vtc{name}", getattr({"llava": llava, "qwen_vl": qwen_vl}[module], f"Vtc{name}"))
+        found = import_module(f"vtc.integrations.vllm.families.{module}")
+        ModelRegistry.register_model(f"Vtc{name}", getattr(found, f"Vtc{name}"))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,6 @@ def register() -> None:
     for name, module in ARCHITECTURES.items():
         own = f"Vtc{name}"
         if own not in known:
-            ModelRegistry.register_model(own, f"{__name__}.{module}:{own}")
+            ModelRegistry.register_model(own, f"{__name__}.families.{module}:{own}")
         if name in IN_A_LINE:
             MODELS_CONFIG_MAP[own] = TableOfPositions
