@@ -5,12 +5,23 @@ One class a family over ``model.Reducing``; what is asked for is the key ``vtc``
 
 from __future__ import annotations
 
-ARCHITECTURES = {  # of transformers' configs -> the module of our class, which is called Vtc and that
+ARCHITECTURES = {  # of transformers' configs -> the file of our class in families/, which is called Vtc and that
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "Glm4vForConditionalGeneration": "glm4v",
+    "Idefics3ForConditionalGeneration": "idefics3",
+    "InternVLForConditionalGeneration": "internvl",
     "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_next",
+    "Mistral3ForConditionalGeneration": "mistral3",
     "Qwen2VLForConditionalGeneration": "qwen_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "SmolVLMForConditionalGeneration": "idefics3",
 }
-IN_A_LINE = ("LlavaForConditionalGeneration",)  # of these without M-RoPE
+IN_A_LINE = tuple(  # of these without M-RoPE
+    name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
+)
 
 
 def register() -> None:
