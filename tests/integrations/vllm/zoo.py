@@ -29,14 +29,14 @@ PATCHES = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
 @dataclass(frozen=True)
 class Tiny:
     """processor: makes one of a tokenizer; marks: names of ids; roles: a tokenizer's own names of some of them;
-    placeholder: of a picture in a prompt; options: of the engine."""
+    placeholder: of a picture in a prompt; text: what its decoder's config says besides."""
 
     architecture: str
     placeholder: str
     marks: dict[str, int]
     processor: Callable[[Any], Any]
     roles: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, pictures: int, seed: int = 0) -> str:
         draw = np.random.default_rng(seed)
@@ -90,6 +90,12 @@ def idefics3(tokenizer: Any) -> Any:
     return tf.Idefics3Processor(pixels, tokenizer, image_seq_len=16)
 
 
+def smolvlm(tokenizer: Any) -> Any:
+    pixels = tf.SmolVLMImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    frames = tf.SmolVLMVideoProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    return tf.SmolVLMProcessor(pixels, tokenizer, frames, image_seq_len=16)
+
+
 def gemma3(tokenizer: Any) -> Any:
     return tf.Gemma3Processor(tf.Gemma3ImageProcessor(size=square(24)), tokenizer, image_seq_length=9)
 
@@ -126,7 +132,7 @@ FAMILIES = {
         ),
     ),
     "idefics3": Tiny("Idefics3ForConditionalGeneration", "<image>", TILED, idefics3),
-    "smolvlm": Tiny("SmolVLMForConditionalGeneration", "<image>", TILED, idefics3),
+    "smolvlm": Tiny("SmolVLMForConditionalGeneration", "<image>", TILED, smolvlm),
     "gemma3": Tiny(
         "Gemma3ForConditionalGeneration",
         "<start_of_image>",
@@ -134,6 +140,7 @@ FAMILIES = {
         | {"\n" * n: 144 + n for n in (1, 2, 3, 4)},
         gemma3,
         dict(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>"),
+        {"sliding_window": 512},  # vLLM's windows count the rows that are there
     ),
     "mistral3": Tiny(
         "Mistral3ForConditionalGeneration", "[IMG]", {"[IMG]": IMAGE, "[IMG_BREAK]": START, "[IMG_END]": END}, pixtral
@@ -144,6 +151,7 @@ FAMILIES = {
         {"<|image|>": IMAGE, "<|video|>": VIDEO, "<|begin_of_image|>": START, "<|end_of_image|>": END}
         | {"<|begin_of_video|>": 154, "<|end_of_video|>": 155},
         glm4v,
+        text={"attention_bias": True},  # transformers has it always, vLLM as the config says
     ),
 }
 
@@ -156,8 +164,16 @@ def save(name: str, folder: Path) -> Tiny:
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = text.hidden_size // HEADS, 1, HEADS
     if "mrope_section" in (text.rope_parameters or {}):
         text.rope_parameters["mrope_section"] = [2 * n for n in text.rope_parameters["mrope_section"]]
+        text.rope_parameters["mrope_interleaved"] = name == "qwen3_vl"  # transformers knows, vLLM is told
+    for key, value in tiny.text.items():
+        setattr(text, key, value)
     torch.manual_seed(0)
-    filled(tf.AutoModelForImageTextToText.from_config(config)).save_pretrained(folder)
+    model = filled(tf.AutoModelForImageTextToText.from_config(config))
+    with torch.no_grad():  # a sure model tells nothing apart: 0.2 of the logits, of norms around 1 and around 0
+        next(
+            m for m in reversed(list(model.get_decoder().modules())) if type(m).__name__.endswith("RMSNorm")
+        ).weight -= 0.8
+    model.save_pretrained(folder)
     tiny.processor(tokenizer(tiny)).save_pretrained(folder)
     return tiny
 
