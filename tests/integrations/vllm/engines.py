@@ -22,9 +22,9 @@ Asked = tuple[str, list[Any]]  # a prompt and its pictures
 @functools.cache
 def classes() -> None:
     """Class objects: a name would be looked at in a process that imports vLLM again."""
-    from vllm import ModelRegistry
-
     from importlib import import_module
+
+    from vllm import ModelRegistry
 
     for name, module in ARCHITECTURES.items():
         found = import_module(f"vtc.integrations.vllm.families.{module}")

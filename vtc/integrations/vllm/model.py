@@ -45,8 +45,8 @@ class Reducing:
         """Get ready for what the method looks at in the tower. Raises ``ValueError`` where that is not captured."""
         if signals := self.method.signals(0):
             raise ValueError(
-                f"{self.settings.method} looks at {signals[0].words()}, which is not captured in vLLM's "
-                f"{type(self).__name__.removeprefix('Vtc')}; use a method that looks at features, such as divprune+share"
+                f"{self.settings.method} looks at {signals[0].words()}, which is not captured in "
+                f"{type(self).__name__}; use a method that looks at features, such as divprune+share"
             )
 
     def signals(self) -> dict[Signal, Tensor]:

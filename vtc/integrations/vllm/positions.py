@@ -45,9 +45,8 @@ def as_if_whole(
         start = first + span.rows
         behind = at.offset + at.length - start
         mask = torch.tensor([False] * before + [one == HERE for one in span.ids] + [False] * behind)
-        moved.append(
-            replace(feature, mm_position=replace(at, offset=at.offset + shift, length=len(mask), is_embed=mask))
-        )
+        at = replace(at, offset=at.offset + shift, length=len(mask), is_embed=mask)
+        moved.append(replace(feature, mm_position=at))
     columns += range(len(whole), len(whole) + len(tokens) - start)
     whole += tokens[start:]
     found, delta = positions(whole, moved)

@@ -15,8 +15,8 @@ HERE = -1  # a feature stands here; every other id is a word
 class Span:
     """Of one picture, the tokens from its first feature to its last, with the words between its rows or tiles.
 
-    ids: of words, ``HERE`` for features; keep: how many features are kept. What is kept stands between other words than
-    before, and between which is known only when the picture has been encoded: so the words are rows of the picture, too.
+    ids: of words, ``HERE`` for features; keep: how many features are kept. Between which
+    words these will stand is known only when the picture has been encoded: so the words are rows of the picture, too.
     """
 
     keep: int

@@ -1,4 +1,4 @@
-"""Qwen3-VL in vLLM. What its first layers add (DeepStack) lies behind a token's features and merges by the same slots."""
+"""Qwen3-VL in vLLM. What its first layers add (DeepStack) lies behind a token's features and merges by its slots."""
 
 from __future__ import annotations
 
