@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
+import vtc.integrations.vllm
 from vtc.eval import scenes
-from vtc.integrations.vllm import ARCHITECTURES
+from vtc.integrations.vllm.launch import overrides
+from vtc.integrations.vllm.settings import Settings
 from vtc.methods._spelling import build
 
 TOKENS = 6
@@ -26,9 +28,9 @@ def classes() -> None:
 
     from vllm import ModelRegistry
 
-    for name, module in ARCHITECTURES.items():
-        found = import_module(f"vtc.integrations.vllm.families.{module}")
-        ModelRegistry.register_model(f"Vtc{name}", getattr(found, f"Vtc{name}"))
+    for name, where in vtc.integrations.vllm.classes().items():
+        module, own = where.split(":")
+        ModelRegistry.register_model(name, getattr(import_module(module), own))
 
 
 @contextlib.contextmanager
@@ -38,7 +40,7 @@ def engine(path: str, architecture: str, method: str, budget: Any, **options: An
     from vllm.distributed import cleanup_dist_env_and_memory
 
     classes()
-    asked = {"architectures": [f"Vtc{architecture}"], "vtc": {"method": method, "budget": budget}} if method else {}
+    asked = overrides([architecture], Settings(method, budget)) if method else {}
     small = dict(dtype="float32", max_model_len=512, max_num_batched_tokens=512, kv_cache_memory_bytes=64 << 20)
     # Of longer blocks short prompts never hit the prefix cache.
     llm = LLM(path, **{**small, "enforce_eager": True, "block_size": 32, "hf_overrides": asked, **options})

@@ -1,63 +1,89 @@
-"""Every family that vLLM has and we serve: a tiny random model gives the log probabilities of the patched one."""
+"""Every family that is served: a tiny random model gives the log probabilities of the patched one in transformers."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import vtc
 from tests.integrations.vllm import zoo
 from tests.integrations.vllm.engines import engine, in_vllm
-from vtc.integrations.vllm.settings import REQUEST
-from vtc.methods._spelling import build
+from tests.integrations.vllm.families import Cell, answer, check, in_turn
+from tests.integrations.vllm.zoo_backed import BACKED
+from vtc.integrations.vllm import ARCHITECTURES, BACKEND, ONLY_OURS, SEES_THE_TOWER, plain
 
-STEPS = 6
-SIZES = [(40, 32), (48, 20), (26, 44)]
-BUDGETS = (7, 4, 1.0)
-CLOSE = 1e-4  # of a log probability
+slow = pytest.mark.slow
+TOWER = "visionzip fastervlm+share vispruner hiprune holov+share".split()
 
 
-@torch.inference_mode()
-def patched(path: str, asked: list, method: str, budgets: list) -> list[tuple[list[int], list[float]]]:
-    """Of each prompt alone: tokens, greedy, and their log probabilities."""
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    out = []
-    for (prompt, pictures), budget in zip(asked, budgets, strict=True):
-        inputs = processor(images=pictures, text=prompt, return_tensors="pt")
-        inputs.pop("token_type_ids", None)  # Gemma 3: vLLM on the CPU has no mask that looks ahead in a picture
-        with vtc.patched(model, build(method), budget):
-            found = model.generate(
-                **inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
-            )
-        tokens = found.sequences[0, inputs["input_ids"].shape[1] :]
-        chances = torch.stack(found.logits)[:, 0].log_softmax(dim=-1)
-        out.append((tokens.tolist(), chances.gather(1, tokens[:, None])[:, 0].tolist()))
-    return out
+def cell(name: str, folder: Path, method: str = "divprune+share", backed: bool = False) -> Cell:
+    if name == "smolvlm":
+        pytest.importorskip("num2words")  # its processor wants it
+    tiny = zoo.save(name, folder, BACKED.get(name))
+    return Cell(str(folder), tiny.placeholder, tiny.architecture, method, backed)
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
-def test_the_log_probabilities_of_transformers(name, tmp_path):
-    """One picture and two, three budgets over them in one batch; with all tokens the model is the unreduced one."""
-    if name == "smolvlm":
-        pytest.importorskip("num2words")  # its processor wants it
-    tiny = zoo.save(name, tmp_path)
-    some = [(tiny.prompt(1, seed), [zoo.picture(*size, seed)]) for seed, size in enumerate(SIZES)]
-    some.append((tiny.prompt(2, 9), [zoo.picture(40, 32, 7), zoo.picture(20, 30, 8)]))
-    asked = [one for one in some for _ in BUDGETS]
-    budgets = list(BUDGETS) * len(some)
-    each = [{"mm_processor_kwargs": {REQUEST: budget}} for budget in budgets]
-    with engine(str(tmp_path), tiny.architecture, "divprune+share", 8) as llm:
-        outputs = in_vllm(llm, asked, each, logprobs=0, ignore_eos=True)
-    want = patched(str(tmp_path), asked, "divprune+share", budgets)
-    for one, (tokens, chances) in zip(outputs, want, strict=True):
-        got = one.outputs[0]
-        assert list(got.token_ids) == tokens
-        own = [step[t].logprob for step, t in zip(got.logprobs, tokens, strict=True)]
-        assert own == pytest.approx(chances, abs=CLOSE)
-    first = [chances[0] for _, chances in want]
-    apart = [abs(a - b) for n in range(0, len(first), 3) for a, b in pairwise(first[n : n + 3])]
-    assert sum(gap > 5 * CLOSE for gap in apart) >= len(apart) / 2, "the judge must tell budgets apart"
+def test_vllms_own_models(name, tmp_path):
+    """A picture and two, three budgets over them in one batch; with all tokens the model is the unreduced one."""
+    one = cell(name, tmp_path)
+    check(one.served(), one.patched())
+
+
+@slow
+@pytest.mark.parametrize("method", ["divprune", "bipartite", "grid"])
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_other_methods_on_vllms_own_models(name, method, tmp_path):
+    one = cell(name, tmp_path, method)
+    check(one.served(), one.patched())
+
+
+@pytest.mark.parametrize("name", ["aya_vision", *(pytest.param(n, marks=slow) for n in BACKED if n != "aya_vision")])
+def test_by_transformers_code(name, tmp_path):
+    one = cell(name, tmp_path, backed=True)
+    check(one.apart(), one.patched())
+
+
+@slow
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path):
+    one = cell(name, tmp_path, backed=True)
+    if one.architecture in ONLY_OURS:
+        pytest.skip("not offered: vLLM drops DeepStack there")
+    check(one.apart(), one.patched())
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("qwen2_5_vl", "visionzip"),
+        *(pytest.param("qwen2_5_vl", method, marks=slow) for method in TOWER[1:]),
+        *(pytest.param("llava_next", method, marks=slow) for method in TOWER),
+        *(pytest.param("aya_vision", method, marks=slow) for method in TOWER),
+    ],
+)
+def test_methods_that_look_at_the_tower(name, method, tmp_path):
+    """``vtc serve`` takes transformers' code by itself."""
+    one = cell(name, tmp_path, method)
+    assert one.architecture not in SEES_THE_TOWER
+    check(one.apart(), one.patched())
+
+
+@slow
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_without_reduction_the_tiny_model_is_transformers_in_vllm_too(name, tmp_path):
+    """The control: what is compared above is ours alone."""
+    one = cell(name, tmp_path)
+    asked = one.asked()[0][::3]
+    with engine(one.path, "", "", None) as llm:
+        got = [answer(output) for output in in_vllm(llm, asked, logprobs=0, ignore_eos=True)]
+    for (tokens, chances), (right, known) in zip(got, in_turn(one.path, asked, [1.0] * 4, "grid"), strict=True):
+        assert tokens == right and chances == pytest.approx(known, abs=1e-4)
+
+
+def test_every_family_that_is_named_is_here():
+    own = {tiny.architecture for tiny in zoo.FAMILIES.values()}
+    backed = {tiny.architecture for tiny in BACKED.values()}
+    assert own == {name for name, file in ARCHITECTURES.items() if file != BACKEND}
+    assert backed == {name for name, file in ARCHITECTURES.items() if file == BACKEND}
+    assert {plain(f"VtcBacked{name}") for name in own} == own

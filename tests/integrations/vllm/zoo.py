@@ -38,10 +38,11 @@ class Tiny:
     roles: dict[str, str] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
 
-    def prompt(self, pictures: int, seed: int = 0) -> str:
-        draw = np.random.default_rng(seed)
-        some = [" ".join(f"w{n}" for n in draw.integers(4, 130, 4)) for _ in range(pictures + 1)]
-        return some[0] + "".join(f" {self.placeholder} {one}" for one in some[1:])
+
+def prompt(placeholder: str, pictures: int, seed: int = 0) -> str:
+    draw = np.random.default_rng(seed)
+    some = [" ".join(f"w{n}" for n in draw.integers(4, 130, 4)) for _ in range(pictures + 1)]
+    return some[0] + "".join(f" {placeholder} {one}" for one in some[1:])
 
 
 def square(size: int) -> dict[str, int]:

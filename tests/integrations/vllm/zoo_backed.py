@@ -11,11 +11,8 @@ from tests.zoo_families import END, IMAGE, PINPOINTS, START, VIDEO
 
 ENDS = dict(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>", img_line_break_token="<line>")
 MARKS = {"<image>": IMAGE, "<video>": VIDEO, "<boi>": START, "<eoi>": END, "<line>": 158}
-GOT = {"<imgpad>": IMAGE, "<img>": START, "</img>": END, "<|im_start|>": 154, "<|im_end|>": 155}
 AYA = {"<image>": 147, "<|IMG_PATCH|>": IMAGE, "<|START_OF_IMG|>": START, "<|END_OF_IMG|>": END}
 AYA |= {"<|IMG_LINE_BREAK|>": 158, "TILE_GLOBAL": 157} | {f"TILE_{n}": 140 + n for n in range(1, 5)}
-
-
 COHERE = {"sliding_window": 512, "logit_scale": 1.0}  # transformers leaves the scale out
 
 
@@ -37,39 +34,6 @@ def next_video(tokenizer: Any) -> Any:
     return tf.LlavaNextVideoProcessor(frames, pixels, tokenizer, **ANYRES)
 
 
-def perception(tokenizer: Any) -> Any:
-    pixels = tf.PerceptionLMImageProcessor(vision_input_type="thumb+tile", tile_size=24, max_num_tiles=1)
-    frames = tf.PerceptionLMVideoProcessor(size=square(24))
-    return tf.PerceptionLMProcessor(frames, pixels, tokenizer, patch_size=4)
-
-
-def ovis2(tokenizer: Any) -> Any:
-    pixels = tf.Ovis2ImageProcessor(size=square(24), crop_to_patches=True, min_patches=1, max_patches=3)
-    return tf.Ovis2Processor(pixels, tokenizer, image_seq_length=9)
-
-
-def got_ocr2(tokenizer: Any) -> Any:
-    return tf.GotOcr2Processor(tf.GotOcr2ImageProcessor(size=square(64)), tokenizer)
-
-
-def video_llava(tokenizer: Any) -> Any:
-    pixels = tf.VideoLlavaImageProcessor(size={"shortest_edge": 24}, crop_size=square(24))
-    frames = tf.VideoLlavaVideoProcessor(size={"shortest_edge": 24}, crop_size=square(24))
-    return tf.VideoLlavaProcessor(pixels, frames, tokenizer, patch_size=4)
-
-
-def janus(tokenizer: Any) -> Any:
-    return tf.JanusProcessor(tf.JanusImageProcessor(size=square(24), min_size=4), tokenizer, num_image_tokens=36)
-
-
-def deepseek(tokenizer: Any) -> Any:
-    return tf.DeepseekVLProcessor(tf.DeepseekVLImageProcessor(size=square(24), min_size=4), tokenizer, None, 36)
-
-
-def aria(tokenizer: Any) -> Any:
-    return tf.AriaProcessor(tf.AriaImageProcessor(max_image_size=24), tokenizer, size_conversion={24: 9})
-
-
 def tiny(name: str, placeholder: str, marks: dict[str, int], processor: Any, **more: Any) -> Tiny:
     return Tiny(f"{name}ForConditionalGeneration", placeholder, marks, processor, **more)
 
@@ -78,12 +42,5 @@ BACKED = {
     "aya_vision": tiny("AyaVision", "<image>", AYA, aya, text=COHERE),
     "cohere2_vision": tiny("Cohere2Vision", "<image>", MARKS, cohere2, roles=ENDS, text=COHERE),
     "llava_next_video": tiny("LlavaNextVideo", "<image>", MARKS, next_video),
-    "perception_lm": tiny("PerceptionLM", "<image>", MARKS, perception, roles=dict(image_token="<image>", video_token="<video>")),
     "vipllava": tiny("VipLlava", "<image>", {"<image>": IMAGE}, clip),
-    "ovis2": tiny("Ovis2", "<image>", MARKS, ovis2),
-    "got_ocr2": tiny("GotOcr2", "<imgpad>", GOT, got_ocr2),
-    "video_llava": tiny("VideoLlava", "<image>", MARKS, video_llava),
-    "janus": tiny("Janus", "<image>", MARKS, janus, roles=ENDS),
-    "deepseek_vl": tiny("DeepseekVL", "<image>", MARKS, deepseek, roles=ENDS),
-    "aria": tiny("Aria", "<image>", MARKS, aria, roles=ENDS),
 }

@@ -5,23 +5,55 @@ One class a family over ``model.Reducing``; what is asked for is the key ``vtc``
 
 from __future__ import annotations
 
-ARCHITECTURES = {  # of transformers' configs -> the file of our class in families/, which is called Vtc and that
+BACKEND = "backend"
+# Of transformers' configs -> the file of our class in families/: over vLLM's own model of the family, or (BACKEND) over
+# transformers' model with vLLM's attention in it.
+ARCHITECTURES = {
+    "AyaVisionForConditionalGeneration": BACKEND,
+    "Cohere2VisionForConditionalGeneration": BACKEND,
     "Gemma3ForConditionalGeneration": "gemma3",
     "Glm4vForConditionalGeneration": "glm4v",
     "Idefics3ForConditionalGeneration": "idefics3",
     "InternVLForConditionalGeneration": "internvl",
     "LlavaForConditionalGeneration": "llava",
     "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaNextVideoForConditionalGeneration": BACKEND,
     "LlavaOnevisionForConditionalGeneration": "llava_next",
     "Mistral3ForConditionalGeneration": "mistral3",
     "Qwen2VLForConditionalGeneration": "qwen_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl",
     "Qwen3VLForConditionalGeneration": "qwen3_vl",
     "SmolVLMForConditionalGeneration": "idefics3",
+    "VipLlavaForConditionalGeneration": BACKEND,
 }
 IN_A_LINE = tuple(  # of these without M-RoPE
     name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
 )
+ONLY_OURS = ("Qwen3VLForConditionalGeneration",)  # vLLM drops DeepStack where it runs transformers' code
+SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
+
+
+def own(name: str, tower: bool = False) -> str:
+    """Our architecture for one of transformers'. tower: for a method that looks at the tower."""
+    backed = ARCHITECTURES[name] == BACKEND or (tower and name not in SEES_THE_TOWER + ONLY_OURS)
+    return f"VtcBacked{name}" if backed else f"Vtc{name}"
+
+
+def classes() -> dict[str, str]:
+    """Each of our architectures, and where its class is: ``module:Class``."""
+    found = {}
+    for name, file in ARCHITECTURES.items():
+        if file != BACKEND:
+            found[f"Vtc{name}"] = f"{__name__}.families.{file}:Vtc{name}"
+        if name not in ONLY_OURS:
+            turned = "VtcBackendInALine" if name in IN_A_LINE else "VtcBackend"
+            found[f"VtcBacked{name}"] = f"{__name__}.families.{BACKEND}:{turned}"
+    return found
+
+
+def plain(name: str) -> str:
+    """The architecture of transformers behind one of ours."""
+    return name.removeprefix("Vtc").removeprefix("Backed")
 
 
 def register() -> None:
@@ -32,9 +64,8 @@ def register() -> None:
     from vtc.integrations.vllm.settings import TableOfPositions
 
     known = ModelRegistry.get_supported_archs()
-    for name, module in ARCHITECTURES.items():
-        own = f"Vtc{name}"
-        if own not in known:
-            ModelRegistry.register_model(own, f"{__name__}.families.{module}:{own}")
-        if name in IN_A_LINE:
-            MODELS_CONFIG_MAP[own] = TableOfPositions
+    for name, where in classes().items():
+        if name not in known:
+            ModelRegistry.register_model(name, where)
+        if plain(name) in IN_A_LINE:
+            MODELS_CONFIG_MAP[name] = TableOfPositions
