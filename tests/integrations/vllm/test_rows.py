@@ -118,3 +118,9 @@ def test_placeholders_are_as_many_as_the_rows(full, is_embed, fewer, embeds, ids
     content, span = cut(Content(full, is_embed), lambda count: 2)
     assert content.full == fewer and content.is_embed(content.full).int().tolist() == embeds
     assert list(span.ids) == ids and span.rows == sum(embeds) and Span.of(span.data) == span
+
+
+def test_a_picture_that_does_not_fill_its_placeholders_is_an_error():
+    one = picture(3, 4, keep=4)
+    with pytest.raises(ValueError, match="gave 11 tokens, 12 have a place, and the prompt has 12 placeholders"):
+        Picture(one.features[1:], one.place, one.span)

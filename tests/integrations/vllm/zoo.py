@@ -21,6 +21,7 @@ QWEN = {"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO, "<|vision_start|>": STAR
 QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 TILED = {"<image>": IMAGE, "<fake_token_around_image>": START, "<global-img>": END, "\n": 149, "\n\n": 148}
 TILED |= {f"<row_{i}_col_{j}>": 140 + 2 * i + j for i in (1, 2) for j in (1, 2)}
+PIXTRAL = {"[IMG]": IMAGE, "[IMG_BREAK]": START, "[IMG_END]": END}
 ANYRES = dict(patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1)
 PIXELS = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
 PATCHES = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
@@ -106,6 +107,11 @@ def pixtral(tokenizer: Any) -> Any:
     return tf.PixtralProcessor(pixels, tokenizer, patch_size=4, spatial_merge_size=2)
 
 
+def llava_pixtral(tokenizer: Any) -> Any:
+    pixels = tf.PixtralImageProcessor(size={"longest_edge": 32}, patch_size=square(4))
+    return tf.PixtralProcessor(pixels, tokenizer, patch_size=4)
+
+
 def glm4v(tokenizer: Any) -> Any:
     pixels = tf.Glm4vImageProcessor(size=PIXELS, **PATCHES)
     return tf.Glm4vProcessor(pixels, tokenizer, tf.Glm4vVideoProcessor(size=PIXELS, **PATCHES))
@@ -143,8 +149,9 @@ FAMILIES = {
         dict(image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>"),
         {"sliding_window": 512},  # vLLM's windows count the rows that are there
     ),
+    "llava_pixtral": Tiny("LlavaForConditionalGeneration", "[IMG]", PIXTRAL, llava_pixtral),
     "mistral3": Tiny(
-        "Mistral3ForConditionalGeneration", "[IMG]", {"[IMG]": IMAGE, "[IMG_BREAK]": START, "[IMG_END]": END}, pixtral
+        "Mistral3ForConditionalGeneration", "[IMG]", PIXTRAL, pixtral
     ),
     "glm4v": Tiny(
         "Glm4vForConditionalGeneration",

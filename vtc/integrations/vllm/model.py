@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vtc.integrations.vllm import ONLY_OURS, plain
 from vtc.integrations.vllm.attention import weigh
 from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
 from vtc.integrations.vllm.processor import SPAN
@@ -44,9 +45,11 @@ class Reducing:
     def watch(self) -> None:
         """Get ready for what the method looks at in the tower. Raises ``ValueError`` where that is not captured."""
         if signals := self.method.signals(0):
+            name = plain(type(self).__name__)
+            instead = "" if name in ONLY_OURS else f"name VtcBacked{name} in the config's architectures, or "
             raise ValueError(
-                f"{self.settings.method} looks at {signals[0].words()}, which is not captured in "
-                f"{type(self).__name__}; use a method that looks at features, such as divprune+share"
+                f"{self.settings.method} looks at {signals[0].words()}, which {type(self).__name__} does not show; "
+                f"{instead}use a method that looks at features, such as divprune+share"
             )
 
     def signals(self) -> dict[Signal, Tensor]:

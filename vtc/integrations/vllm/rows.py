@@ -33,6 +33,13 @@ class Picture:
     place: Place
     span: Span
 
+    def __post_init__(self) -> None:
+        if not len(self.features) == len(self.place.newline) == self.span.count:
+            raise ValueError(
+                f"the tower gave {len(self.features)} tokens, {len(self.place.newline)} have a place, and the prompt "
+                f"has {self.span.count} placeholders; the processor's settings do not fit the model"
+            )
+
 
 @dataclass(frozen=True)
 class Kept:

@@ -1,4 +1,4 @@
-"""LLaVA in vLLM."""
+"""LLaVA in vLLM, and Pixtral, which is LLaVA on a tower that takes pictures of any size."""
 
 from __future__ import annotations
 
@@ -28,15 +28,27 @@ class FlatTower:
     """Mixed in between: reads checkpoints whose CLIP or SigLIP tower is flat, as transformers 5 writes them, too."""
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        return super().load_weights((nested(name), weight) for name, weight in weights)  # type: ignore[misc]
+        model: Any = self
+        if hasattr(model.vision_tower, "vision_model"):
+            weights = ((nested(name), weight) for name, weight in weights)
+        return super().load_weights(weights)  # type: ignore[misc]
+
+
+def processor(info: Any, *args: Any, **kwargs: Any) -> Any:
+    """vLLM's for LLaVA, or that of models built on Pixtral's tower."""
+    packed = isinstance(info, llava.PixtralHFProcessingInfo)
+    own = llava.PixtralHFMultiModalProcessor if packed else llava.LlavaMultiModalProcessor
+    return fewer(own)(info, *args, **kwargs)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    fewer(llava.LlavaMultiModalProcessor), info=llava.LlavaProcessingInfo, dummy_inputs=llava.LlavaDummyInputsBuilder
+    processor, info=llava._build_llava_or_pixtral_hf_info, dummy_inputs=llava.LlavaDummyInputsBuilder
 )
 class VtcLlavaForConditionalGeneration(InALine, FlatTower, llava.LlavaForConditionalGeneration):
     def watch(self) -> None:
         signals = self.method.signals(0)
+        if signals and self.config.vision_config.model_type != "clip_vision_model":
+            return super().watch()
         layers = self.vision_tower.vision_model.encoder.layers if signals else []
         self.seen = Seen(layers, self.config.vision_config.num_hidden_layers, signals)
 
@@ -44,5 +56,9 @@ class VtcLlavaForConditionalGeneration(InALine, FlatTower, llava.LlavaForConditi
         return self.seen.values
 
     def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
+        if self.config.vision_config.model_type == "pixtral":
+            patch = self.config.vision_config.patch_size
+            height, width = inputs["pixel_values"][index].shape[-2:]
+            return raster_place(1, height // patch, width // patch)
         side = isqrt(len(features))
         return raster_place(1, side, side, specials=len(features) - side**2)
