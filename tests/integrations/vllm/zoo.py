@@ -21,6 +21,10 @@ QWEN = {"<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO, "<|vision_start|>": STAR
 QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 TILED = {"<image>": IMAGE, "<fake_token_around_image>": START, "<global-img>": END, "\n": 149, "\n\n": 148}
 TILED |= {f"<row_{i}_col_{j}>": 140 + 2 * i + j for i in (1, 2) for j in (1, 2)}
+GLM = {"<|image|>": IMAGE, "<|video|>": VIDEO, "<|begin_of_image|>": START, "<|end_of_image|>": END}
+GLM |= {"<|begin_of_video|>": 154, "<|end_of_video|>": 155}
+GLM_PICTURE = "<|begin_of_image|><|image|><|end_of_image|>"
+BIASED = {"attention_bias": True}  # transformers has it always, vLLM as the config says
 PIXTRAL = {"[IMG]": IMAGE, "[IMG_BREAK]": START, "[IMG_END]": END}
 ANYRES = dict(patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1)
 PIXELS = {"shortest_edge": 16 * 16, "longest_edge": 48 * 48}
@@ -30,7 +34,8 @@ PATCHES = dict(patch_size=4, merge_size=2, temporal_patch_size=2)
 @dataclass(frozen=True)
 class Tiny:
     """processor: makes one of a tokenizer; marks: names of ids; roles: a tokenizer's own names of some of them;
-    placeholder: of a picture in a prompt; text: what its decoder's config says besides."""
+    placeholder: of a picture in a prompt; text: what its decoder's config says besides; model: its builder, where the
+    zoo has none."""
 
     architecture: str
     placeholder: str
@@ -38,12 +43,27 @@ class Tiny:
     processor: Callable[[Any], Any]
     roles: dict[str, str] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
+    model: Callable[[int], Any] | None = None
 
 
 def prompt(placeholder: str, pictures: int, seed: int = 0) -> str:
     draw = np.random.default_rng(seed)
     some = [" ".join(f"w{n}" for n in draw.integers(4, 130, 4)) for _ in range(pictures + 1)]
     return some[0] + "".join(f" {placeholder} {one}" for one in some[1:])
+
+
+def glm4v_moe(layers: int) -> Any:
+    """The first layer is dense."""
+    experts = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, n_shared_experts=1)
+    experts |= dict(first_k_dense_replace=1, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=1.0)
+    core = BUILDERS["glm4v"](layers).config.to_dict()
+    text = core.pop("text_config") | experts | {"model_type": "glm4v_moe_text"}
+    own = {"model_type", "architectures", "vision_config"}
+    vision = core["vision_config"] | {"model_type": "glm4v_moe_vision"}
+    config = tf.Glm4vMoeConfig(
+        text_config=text, vision_config=vision, **{k: v for k, v in core.items() if k not in own}
+    )
+    return tf.Glm4vMoeForConditionalGeneration(config)
 
 
 def square(size: int) -> dict[str, int]:
@@ -150,16 +170,15 @@ FAMILIES = {
         {"sliding_window": 512},  # vLLM's windows count the rows that are there
     ),
     "llava_pixtral": Tiny("LlavaForConditionalGeneration", "[IMG]", PIXTRAL, llava_pixtral),
-    "mistral3": Tiny(
-        "Mistral3ForConditionalGeneration", "[IMG]", PIXTRAL, pixtral
-    ),
-    "glm4v": Tiny(
-        "Glm4vForConditionalGeneration",
-        "<|begin_of_image|><|image|><|end_of_image|>",
-        {"<|image|>": IMAGE, "<|video|>": VIDEO, "<|begin_of_image|>": START, "<|end_of_image|>": END}
-        | {"<|begin_of_video|>": 154, "<|end_of_video|>": 155},
+    "mistral3": Tiny("Mistral3ForConditionalGeneration", "[IMG]", PIXTRAL, pixtral),
+    "glm4v": Tiny("Glm4vForConditionalGeneration", GLM_PICTURE, GLM, glm4v, text=BIASED),
+    "glm4v_moe": Tiny(
+        "Glm4vMoeForConditionalGeneration",
+        GLM_PICTURE,
+        GLM,
         glm4v,
-        text={"attention_bias": True},  # transformers has it always, vLLM as the config says
+        text={**BIASED, "use_qk_norm": False},
+        model=glm4v_moe,
     ),
 }
 
@@ -167,7 +186,7 @@ FAMILIES = {
 def save(name: str, folder: Path, tiny: Tiny | None = None) -> Tiny:
     """A model of this family, with all it needs, in ``folder``."""
     tiny = tiny or FAMILIES[name]
-    config = BUILDERS[name](2).config
+    config = (tiny.model or BUILDERS[name])(2).config
     text = config.get_text_config()
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = text.hidden_size // HEADS, 1, HEADS
     if "mrope_section" in (text.rope_parameters or {}):

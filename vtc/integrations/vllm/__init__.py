@@ -13,6 +13,7 @@ ARCHITECTURES = {
     "Cohere2VisionForConditionalGeneration": BACKEND,
     "Gemma3ForConditionalGeneration": "gemma3",
     "Glm4vForConditionalGeneration": "glm4v",
+    "Glm4vMoeForConditionalGeneration": "glm4v",
     "Idefics3ForConditionalGeneration": "idefics3",
     "InternVLForConditionalGeneration": "internvl",
     "LlavaForConditionalGeneration": "llava",
@@ -29,7 +30,10 @@ ARCHITECTURES = {
 IN_A_LINE = tuple(  # of these without M-RoPE
     name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
 )
-ONLY_OURS = ("Qwen3VLForConditionalGeneration",)  # vLLM drops DeepStack where it runs transformers' code
+ONLY_OURS = (  # where vLLM runs transformers' code,
+    "Glm4vMoeForConditionalGeneration",  # experts take a class that we have not
+    "Qwen3VLForConditionalGeneration",  # and DeepStack is dropped
+)
 SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
 
 

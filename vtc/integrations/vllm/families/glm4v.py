@@ -1,4 +1,4 @@
-"""GLM-4V in vLLM: as the Qwen-VL line."""
+"""GLM-4V in vLLM, and its mixture of experts: as the Qwen-VL line."""
 
 from __future__ import annotations
 
@@ -15,4 +15,13 @@ from vtc.integrations.vllm.processor import fewer
     dummy_inputs=glm4_1v.Glm4vDummyInputsBuilder,
 )
 class VtcGlm4vForConditionalGeneration(ReducingQwen, glm4_1v.Glm4vForConditionalGeneration):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    fewer(glm4_1v.Glm4vMultiModalProcessor),
+    info=glm4_1v.Glm4vProcessingInfo,
+    dummy_inputs=glm4_1v.Glm4vDummyInputsBuilder,
+)
+class VtcGlm4vMoeForConditionalGeneration(ReducingQwen, glm4_1v.Glm4vMoeForConditionalGeneration):
     pass
