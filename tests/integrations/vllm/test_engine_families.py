@@ -10,9 +10,10 @@ from tests.integrations.vllm import zoo
 from tests.integrations.vllm.engines import engine, in_vllm
 from tests.integrations.vllm.families import Cell, answer, check, in_turn
 from tests.integrations.vllm.zoo_backed import BACKED
-from vtc.integrations.vllm import ARCHITECTURES, BACKEND, ONLY_OURS, SEES_THE_TOWER, plain
+from vtc.integrations.vllm import ARCHITECTURES, BACKEND, ONLY_OURS, SEES_THE_TOWER
 
 slow = pytest.mark.slow
+TESTBED = ("llava", "qwen2_5_vl")  # asked in test_engine.py as well
 TOWER = "visionzip fastervlm+share vispruner hiprune holov+share".split()
 
 
@@ -23,7 +24,7 @@ def cell(name: str, folder: Path, method: str = "divprune+share", backed: bool =
     return Cell(str(folder), tiny.placeholder, tiny.architecture, method, backed)
 
 
-@pytest.mark.parametrize("name", zoo.FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=slow) if n in TESTBED else n for n in zoo.FAMILIES])
 def test_vllms_own_models(name, tmp_path):
     """A picture and two, three budgets over them in one batch; with all tokens the model is the unreduced one."""
     one = cell(name, tmp_path)
@@ -86,4 +87,3 @@ def test_every_family_that_is_named_is_here():
     backed = {tiny.architecture for tiny in BACKED.values()}
     assert own == {name for name, file in ARCHITECTURES.items() if file != BACKEND}
     assert backed == {name for name, file in ARCHITECTURES.items() if file == BACKEND}
-    assert {plain(f"VtcBacked{name}") for name in own} == own

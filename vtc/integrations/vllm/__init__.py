@@ -30,16 +30,32 @@ ARCHITECTURES = {
 IN_A_LINE = tuple(  # of these without M-RoPE
     name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
 )
-ONLY_OURS = (  # where vLLM runs transformers' code,
-    "Glm4vMoeForConditionalGeneration",  # experts take a class that we have not
-    "Qwen3VLForConditionalGeneration",  # and DeepStack is dropped
-)
+ONLY_OURS = {  # and why these are not served by transformers' code
+    "Glm4vMoeForConditionalGeneration": "its experts were not tried there",
+    "Qwen3VLForConditionalGeneration": "vLLM drops its DeepStack there",
+}
 SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
+
+UNCOUNTED = "its processor does not count placeholders, which vLLM asks of transformers' code"
+NOT_SERVED = {  # of the families that vtc patches, and why
+    "AriaForConditionalGeneration": "not tried",
+    "DeepseekVLForConditionalGeneration": UNCOUNTED,
+    "Glm46VForConditionalGeneration": "not tried",
+    "GotOcr2ForConditionalGeneration": UNCOUNTED,
+    "JanusForConditionalGeneration": UNCOUNTED,
+    "Ovis2ForConditionalGeneration": UNCOUNTED,
+    "PaliGemmaForConditionalGeneration": "its prompt sees ahead, and vLLM's attention on the CPU does not: no comparison",
+    "PerceptionLMForConditionalGeneration": "vLLM cannot tell whose picture a tile is",
+    "Qwen3VLMoeForConditionalGeneration": "vLLM reads its experts otherwise than transformers 5.19 writes them",
+    "Qwen3_5ForConditionalGeneration": "its recurrent layers run on the CPU in bfloat16 alone: no comparison",
+    "Qwen3_5MoeForConditionalGeneration": "its recurrent layers run on the CPU in bfloat16 alone: no comparison",
+    "VideoLlavaForConditionalGeneration": UNCOUNTED,
+}
 
 
 def own(name: str, tower: bool = False) -> str:
     """Our architecture for one of transformers'. tower: for a method that looks at the tower."""
-    backed = ARCHITECTURES[name] == BACKEND or (tower and name not in SEES_THE_TOWER + ONLY_OURS)
+    backed = ARCHITECTURES[name] == BACKEND or (tower and name not in SEES_THE_TOWER and name not in ONLY_OURS)
     return f"VtcBacked{name}" if backed else f"Vtc{name}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vtc.errors import UnsupportedModel
-from vtc.integrations.vllm import ARCHITECTURES, ONLY_OURS, own, plain
+from vtc.integrations.vllm import ARCHITECTURES, NOT_SERVED, ONLY_OURS, own, plain
 from vtc.integrations.vllm.settings import KEY, Settings
 from vtc.methods._spelling import spell
 from vtc.methods.base import Method
@@ -22,14 +22,15 @@ def overrides(names: Sequence[str], settings: Settings) -> dict[str, Any]:
     not served reduced, and ``ValueError`` for a method or budget that cannot be."""
     known = [plain(name) for name in names if plain(name) in ARCHITECTURES]
     if not known:
+        why = "".join(f" ({NOT_SERVED[plain(name)]})" for name in names if plain(name) in NOT_SERVED)
         raise UnsupportedModel(
-            f"{', '.join(names) or 'this model'} is not served with fewer tokens; there are: {', '.join(ARCHITECTURES)}"
+            f"{', '.join(names) or 'this model'} is not served with fewer tokens{why}; there are: {', '.join(ARCHITECTURES)}"
         )
     name, method = known[0], settings.build()
     if (signals := method.signals(0)) and name in ONLY_OURS:
         raise UnsupportedModel(
-            f"{spell(method)} looks at {signals[0].words()}, which vLLM's own {name} does not show; use a method that "
-            "looks at features, such as divprune+share"
+            f"{spell(method)} looks at {signals[0].words()}, which vLLM's own {name} does not show, and by transformers' "
+            f"code it is not served: {ONLY_OURS[name]}; use a method that looks at features, such as divprune+share"
         )
     own_name = own(name, tower=bool(signals))
     # Transformers' code finds the weights of older checkpoints by its own name.
