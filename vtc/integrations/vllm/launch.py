@@ -24,13 +24,14 @@ def overrides(names: Sequence[str], settings: Settings) -> dict[str, Any]:
     if not known:
         why = "".join(f" ({NOT_SERVED[plain(name)]})" for name in names if plain(name) in NOT_SERVED)
         raise UnsupportedModel(
-            f"{', '.join(names) or 'this model'} is not served with fewer tokens{why}; there are: {', '.join(ARCHITECTURES)}"
+            f"{', '.join(names) or 'this model'} is not served with fewer tokens{why}; there are: "
+            f"{', '.join(ARCHITECTURES)}"
         )
     name, method = known[0], settings.build()
     if (signals := method.signals(0)) and name in ONLY_OURS:
         raise UnsupportedModel(
-            f"{spell(method)} looks at {signals[0].words()}, which vLLM's own {name} does not show, and by transformers' "
-            f"code it is not served: {ONLY_OURS[name]}; use a method that looks at features, such as divprune+share"
+            f"{spell(method)} looks at {signals[0].words()}, which vLLM's own {name} does not show, and transformers' "
+            f"code does not serve it: {ONLY_OURS[name]}; use a method that looks at features, such as divprune+share"
         )
     own_name = own(name, tower=bool(signals))
     # Transformers' code finds the weights of older checkpoints by its own name.
