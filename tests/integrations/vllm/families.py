@@ -1,6 +1,6 @@
 """Tiny models asked in vLLM and in transformers: tokens and their log probabilities.
 
-Where vLLM runs transformers' own code it changes its classes for good, so such engines run in a process of their own:
+Where vLLM runs transformers' own code it changes its classes for good, so such engines run in another process:
 ``python -m tests.integrations.vllm.families``, a line of JSON for each engine.
 """
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,17 +59,36 @@ class Cell:
             outputs = in_vllm(llm, asked, each, logprobs=0, ignore_eos=True)
         return list(map(answer, outputs))
 
-    def apart(self) -> Answers:
-        """In a process of its own."""
-        command = [sys.executable, "-m", "tests.integrations.vllm.families"]
-        run = subprocess.run(command, input=json.dumps(vars(self)), capture_output=True, text=True)
-        found = [line for line in run.stdout.splitlines() if line.startswith(MARK)]
-        assert found, run.stderr[-3000:]
-        return json.loads(found[0].removeprefix(MARK))
-
     def patched(self) -> Answers:
         """In transformers, each prompt alone."""
         return in_turn(self.path, *self.asked(), self.method)
+
+
+class Elsewhere:
+    """The other process: one engine after the other. It ends with the first that fails, and the next gets a new one."""
+
+    def __init__(self, log: Path):
+        self.log = log
+        self.process: subprocess.Popen | None = None
+
+    def served(self, cell: Cell) -> Answers:
+        if self.process is None:
+            command = [sys.executable, "-m", "tests.integrations.vllm.families"]
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), text=True)
+            self.process = subprocess.Popen(command, **pipes)
+        self.process.stdin.write(json.dumps(vars(cell)) + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        self.end()
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.stdin.close()
+            self.process.wait()
+        self.process = None
 
 
 def answer(output: Any) -> tuple[list[int], list[float]]:
@@ -107,4 +127,5 @@ def check(got: Answers, want: Answers) -> None:
 
 
 if __name__ == "__main__":
-    print(MARK + json.dumps(Cell(**json.load(sys.stdin)).served()))
+    for asked in sys.stdin:
+        print(MARK + json.dumps(Cell(**json.loads(asked)).served()), flush=True)

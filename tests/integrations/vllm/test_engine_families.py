@@ -8,13 +8,20 @@ import pytest
 
 from tests.integrations.vllm import zoo
 from tests.integrations.vllm.engines import engine, in_vllm
-from tests.integrations.vllm.families import Cell, answer, check, in_turn
+from tests.integrations.vllm.families import Cell, Elsewhere, answer, check, in_turn
 from tests.integrations.vllm.zoo_backed import BACKED
 from vtc.integrations.vllm import ARCHITECTURES, BACKEND, ONLY_OURS, SEES_THE_TOWER
 
 slow = pytest.mark.slow
 TESTBED = ("llava", "qwen2_5_vl")  # asked in test_engine.py as well
 TOWER = "visionzip fastervlm+share vispruner hiprune holov+share".split()
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    other = Elsewhere(tmp_path_factory.mktemp("elsewhere") / "log")
+    yield other
+    other.end()
 
 
 def cell(name: str, folder: Path, method: str = "divprune+share", backed: bool = False) -> Cell:
@@ -40,18 +47,18 @@ def test_other_methods_on_vllms_own_models(name, method, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["aya_vision", *(pytest.param(n, marks=slow) for n in BACKED if n != "aya_vision")])
-def test_by_transformers_code(name, tmp_path):
+def test_by_transformers_code(name, tmp_path, elsewhere):
     one = cell(name, tmp_path, backed=True)
-    check(one.apart(), one.patched())
+    check(elsewhere.served(one), one.patched())
 
 
 @slow
 @pytest.mark.parametrize("name", zoo.FAMILIES)
-def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path):
+def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path, elsewhere):
     one = cell(name, tmp_path, backed=True)
     if one.architecture in ONLY_OURS:
         pytest.skip("not offered: vLLM drops DeepStack there")
-    check(one.apart(), one.patched())
+    check(elsewhere.served(one), one.patched())
 
 
 @pytest.mark.parametrize(
@@ -63,11 +70,11 @@ def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path):
         *(pytest.param("aya_vision", method, marks=slow) for method in TOWER),
     ],
 )
-def test_methods_that_look_at_the_tower(name, method, tmp_path):
+def test_methods_that_look_at_the_tower(name, method, tmp_path, elsewhere):
     """``vtc serve`` takes transformers' code by itself."""
     one = cell(name, tmp_path, method)
     assert one.architecture not in SEES_THE_TOWER
-    check(one.apart(), one.patched())
+    check(elsewhere.served(one), one.patched())
 
 
 @slow

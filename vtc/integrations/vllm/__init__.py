@@ -44,7 +44,7 @@ NOT_SERVED = {  # of the families that vtc patches, and why
     "GotOcr2ForConditionalGeneration": UNCOUNTED,
     "JanusForConditionalGeneration": UNCOUNTED,
     "Ovis2ForConditionalGeneration": UNCOUNTED,
-    "PaliGemmaForConditionalGeneration": "its prompt sees ahead, and on the CPU vLLM's attention does not: not compared",
+    "PaliGemmaForConditionalGeneration": "its prompt sees ahead, and vLLM on the CPU does not: not compared",
     "PerceptionLMForConditionalGeneration": "vLLM cannot tell whose picture a tile is",
     "Qwen3VLMoeForConditionalGeneration": "vLLM reads its experts otherwise than transformers 5.19 writes them",
     "Qwen3_5ForConditionalGeneration": "its recurrent layers run on the CPU in bfloat16 alone: not compared",
