@@ -59,7 +59,7 @@ def test_by_transformers_code(name, tmp_path, elsewhere):
 def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path, elsewhere):
     one = cell(name, tmp_path, backed=True)
     if one.architecture in ONLY_OURS:
-        pytest.skip("not offered: vLLM drops DeepStack there")
+        pytest.skip(f"not offered: {ONLY_OURS[one.architecture]}")
     check(elsewhere.served(one), one.patched())
 
 

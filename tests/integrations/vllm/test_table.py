@@ -73,6 +73,7 @@ def test_what_is_asked_for_picks_the_class(name, method, architectures):
     [
         ("Qwen3VL", "visionzip", "looks at tower attention .* drops its DeepStack"),
         ("Glm4vMoe", "visionzip", "looks at tower attention .* its experts"),
+        ("SmolVLM", "visionzip", "looks at tower attention .* does not count placeholders"),
         ("Janus", "grid", "does not count placeholders"),
     ],
 )

@@ -30,13 +30,14 @@ ARCHITECTURES = {
 IN_A_LINE = tuple(  # of these without M-RoPE
     name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
 )
+UNCOUNTED = "its processor does not count placeholders, which vLLM asks of transformers' code"
 ONLY_OURS = {  # and why these are not served by transformers' code
     "Glm4vMoeForConditionalGeneration": "its experts were not tried there",
     "Qwen3VLForConditionalGeneration": "vLLM drops its DeepStack there",
+    "SmolVLMForConditionalGeneration": UNCOUNTED,
 }
 SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
 
-UNCOUNTED = "its processor does not count placeholders, which vLLM asks of transformers' code"
 NOT_SERVED = {  # of the families that vtc patches, and why
     "AriaForConditionalGeneration": "not tried",
     "DeepseekVLForConditionalGeneration": UNCOUNTED,
