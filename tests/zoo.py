@@ -38,7 +38,11 @@ def build(
 ) -> nn.Module:
     """A model whose every token matters: random weights of a useful size, norms as they are."""
     torch.manual_seed(seed)
-    model = BUILDERS[name](layers).to(dtype).eval()
+    return filled(BUILDERS[name](layers).to(dtype).eval(), attn, seed)
+
+
+def filled(model: nn.Module, attn: str = "sdpa", seed: int = 0) -> nn.Module:
+    """A model of one of the families with weights of the zoo's."""
     try:
         model.set_attn_implementation(attn)
     except ValueError:  # older transformers: towers of timm and Q-formers know eager alone

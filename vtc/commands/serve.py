@@ -12,6 +12,15 @@ import typer
 from vtc.commands.common import Debug, Model, user_errors
 
 
+def list_families(asked: bool) -> None:
+    """Before a model is asked for."""
+    from vtc.integrations.vllm.table import families_table
+
+    if asked:
+        typer.echo(families_table())
+        raise typer.Exit
+
+
 @user_errors
 def serve(
     context: typer.Context,
@@ -29,6 +38,10 @@ def serve(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started, and start nothing.")] = False,
+    families: Annotated[
+        bool,
+        typer.Option("--families", is_eager=True, callback=list_families, help="Which are served, in Markdown."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     r"""Serve a model over HTTP with vLLM, its pictures reduced behind the projector. What follows is handed to vLLM.

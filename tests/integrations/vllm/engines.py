@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
+import vtc.integrations.vllm
 from vtc.eval import scenes
-from vtc.integrations.vllm import ARCHITECTURES
+from vtc.integrations.vllm.launch import overrides
+from vtc.integrations.vllm.settings import Settings
 from vtc.methods._spelling import build
 
 TOKENS = 6
@@ -22,12 +24,13 @@ Asked = tuple[str, list[Any]]  # a prompt and its pictures
 @functools.cache
 def classes() -> None:
     """Class objects: a name would be looked at in a process that imports vLLM again."""
+    from importlib import import_module
+
     from vllm import ModelRegistry
 
-    from vtc.integrations.vllm import llava, qwen_vl
-
-    for name, module in ARCHITECTURES.items():
-        ModelRegistry.register_model(f"Vtc{name}", getattr({"llava": llava, "qwen_vl": qwen_vl}[module], f"Vtc{name}"))
+    for name, where in vtc.integrations.vllm.classes().items():
+        module, own = where.split(":")
+        ModelRegistry.register_model(name, getattr(import_module(module), own))
 
 
 @contextlib.contextmanager
@@ -37,7 +40,7 @@ def engine(path: str, architecture: str, method: str, budget: Any, **options: An
     from vllm.distributed import cleanup_dist_env_and_memory
 
     classes()
-    asked = {"architectures": [f"Vtc{architecture}"], "vtc": {"method": method, "budget": budget}} if method else {}
+    asked = overrides([architecture], Settings(method, budget)) if method else {}
     small = dict(dtype="float32", max_model_len=512, max_num_batched_tokens=512, kv_cache_memory_bytes=64 << 20)
     # Of longer blocks short prompts never hit the prefix cache.
     llm = LLM(path, **{**small, "enforce_eager": True, "block_size": 32, "hf_overrides": asked, **options})

@@ -17,10 +17,8 @@ from tests.support import logits
 from vtc.cli import app
 from vtc.errors import CheckpointError, UnsupportedModel, VTCError
 from vtc.integrations.vllm.launch import overrides
-from vtc.integrations.vllm.rows import packed, reduced, unpacked
 from vtc.integrations.vllm.settings import Settings
 from vtc.methods import registry
-from vtc.methods._spelling import build
 
 SERVED = "bipartite divprune fastervlm grid hiprune holov pool random scope visionzip vispruner".split()
 
@@ -65,25 +63,6 @@ def test_the_config_must_say_what_is_asked():
 def test_models_that_are_not_served():
     with pytest.raises(UnsupportedModel, match="BlipFor is not served .* LlavaForConditionalGeneration"):
         overrides(["BlipFor"], Settings())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_channels_hold_every_number_that_a_row_may_carry(dtype):
-    numbers = torch.tensor([[0, 1, 255, 256], [257, 4095, 16384, 65535]])
-    assert torch.equal(unpacked(packed(numbers, dtype)), numbers)
-
-
-def test_rows_carry_sizes_that_sum_to_the_picture_and_places_that_were_kept():
-    pictures = [torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (12, 7)]
-    lines = [torch.arange(len(one))[:, None].expand(-1, 3) for one in pictures]
-    out = reduced(pictures, lines, lines, build("divprune+share"), [4, 3], {})
-    for one, picture, keep in zip(out, pictures, (4, 3), strict=True):
-        side = unpacked(one[:, 8:])
-        assert one.shape == (keep, 8 + 8) and side[:, 0].sum() == len(picture)
-        alone = side[:, 0] == 1
-        assert torch.equal(one[alone, :8], picture[side[alone, 1]])
-    plain = reduced(pictures, lines, lines, build("divprune"), [4, 3], {})
-    assert all((unpacked(one[:, 8:])[:, 0] == 1).all() for one in plain)
 
 
 def test_a_saved_folder_says_what_its_server_must_know(tmp_path):

@@ -5,12 +5,76 @@ One class a family over ``model.Reducing``; what is asked for is the key ``vtc``
 
 from __future__ import annotations
 
-ARCHITECTURES = {  # of transformers' configs -> the module of our class, which is called Vtc and that
+BACKEND = "backend"
+# Of transformers' configs -> the file of our class in families/: over vLLM's own model of the family, or (BACKEND) over
+# transformers' model with vLLM's attention in it.
+ARCHITECTURES = {
+    "AyaVisionForConditionalGeneration": BACKEND,
+    "Cohere2VisionForConditionalGeneration": BACKEND,
+    "Gemma3ForConditionalGeneration": "gemma3",
+    "Glm4vForConditionalGeneration": "glm4v",
+    "Glm4vMoeForConditionalGeneration": "glm4v",
+    "Idefics3ForConditionalGeneration": "idefics3",
+    "InternVLForConditionalGeneration": "internvl",
     "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaNextVideoForConditionalGeneration": BACKEND,
+    "LlavaOnevisionForConditionalGeneration": "llava_next",
+    "Mistral3ForConditionalGeneration": "mistral3",
     "Qwen2VLForConditionalGeneration": "qwen_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "SmolVLMForConditionalGeneration": "idefics3",
+    "VipLlavaForConditionalGeneration": BACKEND,
 }
-IN_A_LINE = ("LlavaForConditionalGeneration",)  # of these without M-RoPE
+IN_A_LINE = tuple(  # of these without M-RoPE
+    name for name, file in ARCHITECTURES.items() if file not in ("glm4v", "qwen_vl", "qwen3_vl")
+)
+UNCOUNTED = "its processor does not count placeholders, which vLLM asks of transformers' code"
+ONLY_OURS = {  # and why these are not served by transformers' code
+    "Glm4vMoeForConditionalGeneration": "its experts were not tried there",
+    "Qwen3VLForConditionalGeneration": "vLLM drops its DeepStack there",
+    "SmolVLMForConditionalGeneration": UNCOUNTED,
+}
+SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
+
+NOT_SERVED = {  # of the families that vtc patches, and why
+    "AriaForConditionalGeneration": "not tried",
+    "DeepseekVLForConditionalGeneration": UNCOUNTED,
+    "Glm46VForConditionalGeneration": "not tried",
+    "GotOcr2ForConditionalGeneration": UNCOUNTED,
+    "JanusForConditionalGeneration": UNCOUNTED,
+    "Ovis2ForConditionalGeneration": UNCOUNTED,
+    "PaliGemmaForConditionalGeneration": "its prompt sees ahead, and vLLM on the CPU does not: not compared",
+    "PerceptionLMForConditionalGeneration": "vLLM cannot tell whose picture a tile is",
+    "Qwen3VLMoeForConditionalGeneration": "vLLM reads its experts otherwise than transformers 5.19 writes them",
+    "Qwen3_5ForConditionalGeneration": "its recurrent layers run on the CPU in bfloat16 alone: not compared",
+    "Qwen3_5MoeForConditionalGeneration": "its recurrent layers run on the CPU in bfloat16 alone: not compared",
+    "VideoLlavaForConditionalGeneration": UNCOUNTED,
+}
+
+
+def own(name: str, tower: bool = False) -> str:
+    """Our architecture for one of transformers'. tower: for a method that looks at the tower."""
+    backed = ARCHITECTURES[name] == BACKEND or (tower and name not in SEES_THE_TOWER and name not in ONLY_OURS)
+    return f"VtcBacked{name}" if backed else f"Vtc{name}"
+
+
+def classes() -> dict[str, str]:
+    """Each of our architectures, and where its class is: ``module:Class``."""
+    found = {}
+    for name, file in ARCHITECTURES.items():
+        if file != BACKEND:
+            found[f"Vtc{name}"] = f"{__name__}.families.{file}:Vtc{name}"
+        if name not in ONLY_OURS:
+            turned = "VtcBackendInALine" if name in IN_A_LINE else "VtcBackend"
+            found[f"VtcBacked{name}"] = f"{__name__}.families.{BACKEND}:{turned}"
+    return found
+
+
+def plain(name: str) -> str:
+    """The architecture of transformers behind one of ours."""
+    return name.removeprefix("Vtc").removeprefix("Backed")
 
 
 def register() -> None:
@@ -21,9 +85,8 @@ def register() -> None:
     from vtc.integrations.vllm.settings import TableOfPositions
 
     known = ModelRegistry.get_supported_archs()
-    for name, module in ARCHITECTURES.items():
-        own = f"Vtc{name}"
-        if own not in known:
-            ModelRegistry.register_model(own, f"{__name__}.{module}:{own}")
-        if name in IN_A_LINE:
-            MODELS_CONFIG_MAP[own] = TableOfPositions
+    for name, where in classes().items():
+        if name not in known:
+            ModelRegistry.register_model(name, where)
+        if plain(name) in IN_A_LINE:
+            MODELS_CONFIG_MAP[name] = TableOfPositions

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vtc.integrations.vllm import ONLY_OURS, plain
 from vtc.integrations.vllm.attention import weigh
 from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
-from vtc.integrations.vllm.processor import as_budget
-from vtc.integrations.vllm.rows import SIDE, reduced, unpacked
-from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.integrations.vllm.processor import SPAN
+from vtc.integrations.vllm.rows import SIDE, Kept, Picture, packed, reduced, unpacked
+from vtc.integrations.vllm.settings import Settings
+from vtc.integrations.vllm.span import Span
+from vtc.models.base import Place
 from vtc.signals.base import Signal
 
 
 class Reducing:
-    """Mixed in before a model of vLLM. A family says ``count``, ``whole_positions`` and, where its decoder has no
-    M-RoPE, ``own_positions``, and hands the pictures behind its projector to ``reduce``."""
+    """Mixed in before a model of vLLM. A family says ``place``, where the tokens of a picture stand; one whose decoder
+    has no M-RoPE is ``InALine``."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         check_config(vllm_config)
@@ -26,34 +29,59 @@ class Reducing:
         model: Any = self
         self.settings = Settings.of(vllm_config.model_config.hf_config)
         self.method = self.settings.build()
-        self.budgets: list[int | float] = []
+        self.watch()
         self.width = vllm_config.model_config.get_inputs_embeds_size()
+        self.carried = self.width * (1 + getattr(self, "deepstack_num_level", 0))
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         model.register_buffer("vtc_log_size", torch.zeros(rows, dtype=torch.float32), persistent=False)
         model.register_buffer("vtc_place", torch.zeros(3, rows, dtype=torch.int64), persistent=False)
+        decoder = model.get_language_model()
         if self.method.share:
-            weigh(model.language_model, model.vtc_log_size)
+            weigh(decoder, model.vtc_log_size)
         pictures = vllm_config.model_config.multimodal_config.get_limit_per_prompt("image")
         longest = vllm_config.model_config.max_model_len
-        stretch(model.language_model, min(64 * longest, longest + pictures * LONGEST))
+        stretch(decoder, min(64 * longest, longest + pictures * LONGEST))
 
-    def reduce(
-        self,
-        pictures: Sequence[Tensor],
-        places: Sequence[Tensor],
-        grids: Sequence[Tensor],
-        signals: dict[Signal, Tensor],
-    ) -> list[Tensor]:
-        """Each picture ``[N_i, D]`` as ``[K_i, D + channels]``."""
-        budgets: Sequence[Any] = self.budgets or [None] * len(pictures)
-        keep = [self.settings.slots(len(one), own) for one, own in zip(pictures, budgets, strict=True)]
-        return reduced(pictures, places, grids, self.method, keep, signals)
+    def watch(self) -> None:
+        """Get ready for what the method looks at in the tower. Raises ``ValueError`` where that is not captured."""
+        if signals := self.method.signals(0):
+            name = plain(type(self).__name__)
+            instead = "" if name in ONLY_OURS else f"name VtcBacked{name} in the config's architectures, or "
+            raise ValueError(
+                f"{self.settings.method} looks at {signals[0].words()}, which {type(self).__name__} does not show; "
+                f"{instead}use a method that looks at features, such as divprune+share"
+            )
 
-    def embed_multimodal(self, **kwargs: Any) -> Any:
-        given = kwargs.pop(REQUEST, None)
-        numbers = [] if given is None else torch.as_tensor(given).flatten().tolist()
-        self.budgets = list(map(as_budget, numbers))
-        return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+    def signals(self) -> dict[Signal, Tensor]:
+        """What was captured of the pictures at hand, padded to the longest."""
+        return {}
+
+    def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
+        """Where the tokens ``features [N, D]`` of the picture ``index`` of ``inputs`` stand."""
+        raise NotImplementedError
+
+    def embed_multimodal(self, **inputs: Any) -> Any:
+        """For each picture ``[K, D + channels]``; videos stay as they are."""
+        spans = inputs.pop(SPAN, None)
+        found = super().embed_multimodal(**inputs)  # type: ignore[misc]
+        if spans is None:
+            return found
+        pictures = [
+            Picture(features, self.place(features, inputs, i), Span.of(span))
+            for i, (features, span) in enumerate(zip(found, spans, strict=True))
+        ]
+        model: Any = self
+        words = model.get_language_model().embed_input_ids
+        kept = reduced(pictures, self.method, self.width, self.signals(), words)
+        sides = [torch.cat([one.size[:, None], self.behind_first(one)], dim=1) for one in kept]
+        return [
+            torch.cat([one.features, packed(side, one.features.dtype)], dim=1)
+            for one, side in zip(kept, sides, strict=True)
+        ]
+
+    def behind_first(self, kept: Kept) -> Tensor:
+        """``[R, 3]``: how far behind its picture's first token each row stood."""
+        return kept.grid
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Any = None
@@ -67,15 +95,15 @@ class Reducing:
             rows = is_multimodal.nonzero()[:, 0].to(model.vtc_place.device)
             model.vtc_log_size[rows] = side[:, 0].clamp(min=1).float().log()
             model.vtc_place[:, rows] = side[:, 1:].T
-            multimodal_embeddings = [one[:, : self.width] for one in multimodal_embeddings]
+            multimodal_embeddings = [one[:, : self.carried] for one in multimodal_embeddings]
         return super().embed_input_ids(  # type: ignore[misc]
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal
         )
 
     def _side(self, rows: Tensor) -> Tensor:
-        if rows.shape[1] == self.width:  # a video's
+        if rows.shape[1] == self.carried:  # a video's
             return rows.new_zeros(len(rows), SIDE, dtype=torch.int64)
-        return unpacked(rows[:, self.width :])
+        return unpacked(rows[:, self.carried :])
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         model: Any = self
@@ -83,19 +111,37 @@ class Reducing:
             positions = positions + model.vtc_place[:, : positions.shape[1]]
         return super().forward(input_ids, self.own_positions(positions), *args, **kwargs)  # type: ignore[misc]
 
-    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        return as_if_whole(input_tokens, mm_features, self.count, self.whole_positions)
-
     def own_positions(self, positions: Tensor) -> Tensor:
         return positions
 
-    def count(self, feature: Any) -> int:
-        """Tokens of a picture before its reduction."""
-        raise NotImplementedError
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        return as_if_whole(input_tokens, mm_features, self.whole_positions)
 
     def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
         """Positions of an unreduced prompt, as the family makes them."""
-        raise NotImplementedError
+        return super().get_mrope_input_positions(tokens, features)  # type: ignore[misc]
+
+
+class InALine(Reducing):
+    """Of a decoder without M-RoPE: tokens are counted. The table of positions is vLLM's, the rotation is not."""
+
+    supports_mrope: ClassVar[Literal[True]] = True
+
+    def behind_first(self, kept: Kept) -> Tensor:
+        return kept.index[:, None].expand(-1, 3)
+
+    def own_positions(self, positions: Tensor) -> Tensor:
+        return positions[0] if positions.ndim == 2 else positions
+
+    def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
+        return torch.arange(len(tokens)).expand(3, -1), 0
+
+
+class Ungraphed:
+    """Mixed in between where vLLM captures the encoder in CUDA graphs, which would go past the reduction."""
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
 
 def check_config(config: Any) -> None:

@@ -12,40 +12,45 @@ from torch import Tensor
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
+from vtc.integrations.vllm.processor import SPAN
+from vtc.integrations.vllm.span import HERE, Span
+
 LONGEST = 16384  # tokens of a picture before its reduction
 
 
 def as_if_whole(
     tokens: Sequence[int],
     features: Sequence[Any],
-    count: Callable[[Any], int],
     positions: Callable[[list[int], list[Any]], tuple[Tensor, int]],
 ) -> tuple[Tensor, int]:
     """``[3, n]`` positions of a prompt whose pictures are reduced, and how far behind their number decoding goes on.
 
-    count(feature): tokens of that picture before; positions(tokens, features): those of a whole prompt. Every row of a
-    picture gets its first position: where in it the row stood is known only when the picture has been encoded.
+    positions(tokens, features): those of a whole prompt. Every row of a picture gets its first position: where in it
+    the row stood is known only when the picture has been encoded.
     """
-    whole: list[int] = []
-    moved, columns, start = [], list[int](), 0
+    whole, columns, moved, start = list[int](), list[int](), [], 0
     for feature in sorted(features, key=lambda one: one.mm_position.offset):
-        at, rows = feature.mm_position.offset, feature.mm_position.length
-        columns += range(len(whole), len(whole) + at - start)
-        whole += tokens[start:at]
-        first, before = len(whole), count(feature) if feature.modality == "image" else rows
-        columns += [first] * rows if feature.modality == "image" else range(first, first + rows)
-        moved.append(replace(feature, mm_position=replace(feature.mm_position, offset=first, length=before)))
-        whole += [tokens[at]] * before
-        start = at + rows
+        at = feature.mm_position
+        shift = len(whole) - start
+        if SPAN not in (feature.data or ()):
+            moved.append(replace(feature, mm_position=replace(at, offset=at.offset + shift)))
+            continue
+        span = Span.of(feature.data[SPAN].data)
+        before = 0 if at.is_embed is None else int(at.is_embed.nonzero()[0, 0])
+        first = at.offset + before
+        columns += range(len(whole), first + shift)
+        whole += tokens[start:first]
+        columns += [len(whole)] * span.rows
+        whole += [tokens[first] if one == HERE else one for one in span.ids]
+        start = first + span.rows
+        behind = at.offset + at.length - start
+        mask = torch.tensor([False] * before + [one == HERE for one in span.ids] + [False] * behind)
+        at = replace(at, offset=at.offset + shift, length=len(mask), is_embed=mask)
+        moved.append(replace(feature, mm_position=at))
     columns += range(len(whole), len(whole) + len(tokens) - start)
     whole += tokens[start:]
     found, delta = positions(whole, moved)
     return found[:, columns].contiguous(), delta + len(whole) - len(tokens)
-
-
-def in_a_line(tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
-    """Of a decoder without M-RoPE."""
-    return torch.arange(len(tokens)).expand(3, -1), 0
 
 
 def stretch(language_model: Any, positions: int) -> None:

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 
 from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.integrations.vllm.span import cut
+
+SPAN = "vtc_span"  # a field of each picture: what stood in its place
 
 
 def fewer(processor: type) -> type:
     """A processor whose pictures take the rows of their budget; videos stay as they are."""
 
     class Fewer(processor):  # type: ignore[misc, valid-type]
-        def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> list[Any]:
+        def _get_mm_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+            found = super()._get_mm_prompt_updates(mm_items, known(hf_processor_mm_kwargs), out_mm_kwargs)
             settings, budget = Settings.of(self.info.get_hf_config()), hf_processor_mm_kwargs.get(REQUEST)
-            return [
-                replace(one, replacement=shorter(one.replacement, settings, budget)) if one.modality == "image" else one
-                for one in super()._get_prompt_updates(mm_items, known(hf_processor_mm_kwargs), out_mm_kwargs)
-            ]
+            for item, updates in zip(out_mm_kwargs.get("image", ()), found.get("image", ()), strict=True):
+                content, span = cut(updates[0].content, lambda count: settings.slots(count, budget))
+                updates[:] = [updates[0].with_content(content)]
+                item[SPAN] = MultiModalFieldElem(span.data, MultiModalBatchedField(keep_on_cpu=True))
+            return found
 
-        def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
-            return super()._call_hf_processor(hf_data, known(hf_kwargs))
+        def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Any) -> Any:
+            return super()._apply_hf_processor_main(mm_items, known(hf_kwargs))
 
-        def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
-            data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
-            if "pixel_values" in data:
-                settings = Settings.of(self.info.get_hf_config())
-                budget = as_number(hf_processor_mm_kwargs.get(REQUEST, settings.budget))
-                pictures = len(data["image_grid_thw"] if "image_grid_thw" in data else data["pixel_values"])
-                data[REQUEST] = torch.full((pictures,), budget, dtype=torch.float64)
-            return data
-
-        def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
-            own = {REQUEST: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
-            return {**super()._get_mm_fields_config(hf_inputs, known(hf_processor_mm_kwargs)), **own}
+        def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
+            return super()._get_mm_fields_config(hf_inputs, known(hf_processor_mm_kwargs))
 
     Fewer.__name__ = Fewer.__qualname__ = f"Fewer{processor.__name__}"
     return Fewer
@@ -46,25 +39,3 @@ def fewer(processor: type) -> type:
 def known(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Without what only we know."""
     return {name: value for name, value in kwargs.items() if name != REQUEST}
-
-
-def shorter(replacement: Callable[[int], Any], settings: Settings, budget: Any) -> Callable[[int], Any]:
-    """The placeholders of one picture, as many as it keeps."""
-
-    def ids(item: int) -> Any:
-        found = replacement(item)
-        return found[: settings.slots(len(found), budget)]
-
-    return ids
-
-
-def as_number(budget: Any) -> float:
-    """A budget as one number that a batch carries: tokens above 0, a share below."""
-    from vtc.tokens import Budget
-
-    value = Budget.of(budget).value
-    return float(value) if isinstance(value, int) else -value
-
-
-def as_budget(number: float) -> int | float:
-    return int(number) if number > 0 else -number

@@ -1,0 +1,27 @@
+"""InternVL in vLLM, as transformers has it: a picture is all its tiles."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.models import interns1
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vtc.integrations.vllm.model import InALine
+from vtc.integrations.vllm.processor import fewer
+from vtc.models.base import Place
+from vtc.models.patches_to_tokens import raster_place
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    fewer(interns1.InternS1MultiModalProcessor),
+    info=interns1.InternS1ProcessingInfo,
+    dummy_inputs=interns1.InternS1DummyInputsBuilder,
+)
+class VtcInternVLForConditionalGeneration(InALine, interns1.InternS1ForConditionalGeneration):
+    def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
+        tiles = int(inputs["image_num_patches"][index])
+        side = isqrt(len(features) // tiles)
+        return raster_place(tiles, side, side)
