@@ -31,8 +31,8 @@ class Perceiver(Adaptive):
     attend to [tokens; latents], biased to their neighbourhood; what they find is added to the value. Any number of
     latents up to ``latents`` may be used, and fewer are a prefix of more: train with ``vtc.training.elastic``.
     ``latents`` is the most tokens the first cut may leave, ``width`` the resampler's channels (None: the decoder's, at
-    most 1,024). ``layer`` and ``candidates`` are those of ``adaptive``: where latents stop, and how many times the
-    budget they are (None: the question chooses nothing, and all of them run to the end).
+    most 1,024). ``layer``, ``candidates`` and ``running`` are those of ``adaptive``: where latents stop, how many times
+    the budget they are, which part of them goes on (None: the question chooses nothing, and all run to the end).
 
     After Flamingo (arXiv 2204.14198) and the Matryoshka Query Transformer (arXiv 2405.19315). Departs from both:
     latents start from tokens of the picture and not from noise, stand at their rows, and see nearer tokens first.
@@ -69,6 +69,8 @@ class Perceiver(Adaptive):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
+        if stage:  # which latents go on where the others stop
+            return super().reduce(stage, tokens, signals, keep)
         if self.module is None:
             raise VTCError("perceiver has no parameters without a model; use it through vtc.patch(model, 'perceiver')")
         if max(keep) > self.latents:
