@@ -41,8 +41,8 @@ def calibrate(
     debug: Debug = False,
 ) -> None:
     r"""Find in which layer of a model vision tokens may stop, how many its layers need to choose from, which part goes
-    on and the layers in which they may rest; print it as vtc eval takes it, or plain "adaptive" where nothing is clearly
-    better. What holds at other budgets goes to the terminal.
+    on and the layers in which they may rest; print it as vtc eval takes it, or plain "adaptive" where nothing is
+    clearly better. What holds at other budgets goes to the terminal.
 
         vtc calibrate ./my-vlm --data questions.jsonl
 
