@@ -15,6 +15,8 @@ from vtc.eval import scenes
 from vtc.integrations.vllm import ARCHITECTURES
 from vtc.methods._spelling import build
 
+KINDS = {"llava": "LlavaForConditionalGeneration", "qwen": "Qwen2_5_VLForConditionalGeneration"}
+IMAGE = 4  # the placeholder's id in both testbed models
 TOKENS = 6
 Asked = tuple[str, list[Any]]  # a prompt and its pictures
 
@@ -61,6 +63,16 @@ def in_vllm(llm: Any, asked: list[Asked], each: list[dict] | None = None, **samp
 
 def texts(outputs: list[Any]) -> list[str]:
     return [one.outputs[0].text.strip() for one in outputs]
+
+
+def rows(outputs: list[Any]) -> list[int]:
+    """Of each prompt, those of its pictures."""
+    return [one.prompt_token_ids.count(IMAGE) for one in outputs]
+
+
+def chances(outputs: list[Any]) -> list[list[float]]:
+    """Log probabilities of what was answered, token by token."""
+    return [[next(iter(step.values())).logprob for step in one.outputs[0].logprobs] for one in outputs]
 
 
 @torch.inference_mode()

@@ -9,24 +9,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
-from tests.integrations.vllm.engines import engine, in_transformers, in_vllm, path_of, texts
+from tests.integrations.vllm.engines import KINDS, chances, engine, in_transformers, in_vllm, path_of, rows, texts
 from vtc.eval import scenes
 from vtc.integrations.vllm.settings import REQUEST
 
-KINDS = {"llava": "LlavaForConditionalGeneration", "qwen": "Qwen2_5_VLForConditionalGeneration"}
 SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
 TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
-IMAGE = 4  # the placeholder's id in both testbed models
-
-
-def rows(outputs: list) -> list[int]:
-    return [one.prompt_token_ids.count(IMAGE) for one in outputs]
-
-
-def chances(outputs: list) -> list[list[float]]:
-    return [[next(iter(step.values())).logprob for step in one.outputs[0].logprobs] for one in outputs]
-
 
 @pytest.mark.parametrize("method", ["divprune", "divprune+share"])
 @pytest.mark.parametrize("kind", KINDS)
