@@ -17,6 +17,7 @@ SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
 TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
 
+
 @pytest.mark.parametrize("method", ["divprune", "divprune+share"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_answers_as_in_transformers(kind, method):
@@ -94,6 +95,13 @@ def test_an_absurd_budget_is_that_requests_error():
                 in_vllm(llm, ASKED[:1], [{"mm_processor_kwargs": {REQUEST: budget}}])
         outputs = in_vllm(llm, ASKED[:2])
     assert texts(outputs) == in_transformers(path, ASKED[:2], "divprune+share", 24)
+
+
+def test_a_layer_that_the_tower_does_not_have_is_refused():
+    """The last one: features are read from the layer before it."""
+    with pytest.raises(Exception, match="only up to the layer whose features are read, 4 of 5"):
+        with engine(path_of("llava"), KINDS["llava"], "prumerge", 24):
+            pass
 
 
 def test_drafts_are_refused():

@@ -104,6 +104,10 @@ def check_config(config: Any) -> None:
         raise ValueError("pipeline parallelism: only the first rank sees what rows stand for; use tensor parallelism")
     if config.speculative_config is not None:
         raise ValueError("speculative decoding: the drafter does not know the rows' channels; leave it out")
+    if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:
+        raise ValueError(
+            "LoRA on tower or projector: vLLM counts their rows by the reduced ones; adapt the language model"
+        )
     if config.model_config.multimodal_config.is_multimodal_pruning_enabled():
         raise ValueError("--video-pruning-rate cuts channels of its own off the rows; use it or vtc, not both")
     if not config.model_config.uses_mrope:
