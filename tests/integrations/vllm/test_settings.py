@@ -106,6 +106,35 @@ def test_a_saved_folder_says_what_its_server_must_know(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def serve(folder, *options):
+    return CliRunner().invoke(app, ["serve", str(folder), "--dry-run", *options])
+
+
+def test_weights_that_vllm_would_not_read_are_refused(tmp_path):
+    """Where they are saved for it, and where it would be started on them."""
+    model = vtc.patch(zoo.build("llava"), "divprune+share", 24)
+    vtc.compress(model, "rtn:bits=8")
+    with pytest.raises(CheckpointError, match='format="compressed-tensors"'):
+        vtc.save(model, tmp_path / "own", serve="vllm")
+    vtc.save(model, tmp_path / "own")
+    run = serve(tmp_path / "own")
+    assert run.exit_code == 1 and "--format compressed-tensors" in run.output
+    vtc.save(model, tmp_path / "read", format="compressed-tensors", serve="vllm")
+    assert serve(tmp_path / "read").exit_code == 0
+
+
+def test_an_adapter_is_not_left_out(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = vtc.patch(zoo.build("llava"), "divprune+share", 24)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(CheckpointError, match="leave out the adapter; merge_and_unload"):
+        vtc.save(model, tmp_path / "out", serve="vllm")
+    vtc.save(model, tmp_path / "out")
+    run = serve(tmp_path / "out")
+    assert run.exit_code == 1 and "--lora-modules NAME=" in run.output.replace("\n", "")
+    assert serve(tmp_path / "out", "--enable-lora", "--lora-modules", f"mine={tmp_path}").exit_code == 0
+
+
 def test_the_command_says_what_it_would_start():
     run = CliRunner().invoke(app, ["serve", "scenes", "--budget", "24", "--port", "8001", "--dry-run"])
     assert run.exit_code == 0 and "--port 8001" in run.output
