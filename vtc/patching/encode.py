@@ -122,8 +122,8 @@ def checked(model: nn.Module) -> Patch:
         )
     if patch.family.deepstack:
         raise UnsupportedModel(
-            f"{type(patch.model).__name__} adds features of its tower after decoder layers, too (DeepStack), and rows at "
-            "the decoder's input do not hold them"
+            f"{type(patch.model).__name__} adds features of its tower after decoder layers, too (DeepStack), and rows "
+            "at the decoder's input do not hold them"
         )
     return patch
 

@@ -47,6 +47,7 @@ def engine(path: str, architecture: str, method: str, budget: Any, **options: An
     try:
         yield llm
     finally:
+        llm.llm_engine.engine_core.shutdown()  # a test that failed holds on to it
         del llm
         cleanup_dist_env_and_memory()
 

@@ -15,6 +15,7 @@ from vtc.integrations.vllm.settings import REQUEST
 
 SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
+PACKED = "visionzip fastervlm+share vispruner hiprune holov scope prumerge".split()  # by what Qwen's tower packs
 TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
 
 
@@ -35,12 +36,12 @@ def test_in_half_precision_sizes_and_places_are_whole():
     assert sum(got == right for got, right in zip(texts(outputs), want, strict=True)) >= 57
 
 
-@pytest.mark.parametrize("method", TAKEN)
-def test_methods_that_look_at_the_tower_or_the_grid(method):
-    with engine(path_of("llava"), KINDS["llava"], method, 24) as llm:
+@pytest.mark.parametrize(("kind", "method"), [*(("llava", m) for m in TAKEN), *(("qwen", m) for m in PACKED)])
+def test_methods_that_look_at_the_tower_or_the_grid(kind, method):
+    with engine(path_of(kind), KINDS[kind], method, 24) as llm:
         outputs = in_vllm(llm, ASKED)
     first = "adaptive:layer=null" if method == "adaptive" else method  # what of it is served
-    assert texts(outputs) == in_transformers(path_of("llava"), ASKED, first, 24)
+    assert texts(outputs) == in_transformers(path_of(kind), ASKED, first, 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)

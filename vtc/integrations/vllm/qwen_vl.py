@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from vllm.model_executor.models import qwen2_5_vl, qwen2_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vtc.integrations.vllm.model import Reducing
 from vtc.integrations.vllm.processor import fewer
+from vtc.integrations.vllm.tower import SeenPacked
+from vtc.models.patches_to_tokens import units_to_tokens
+from vtc.signals.base import Signal
 
 
 class ReducingQwen(Reducing):
@@ -20,11 +24,13 @@ class ReducingQwen(Reducing):
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if signals := self.method.signals(0):
+        model, signals = cast(Any, self), self.method.signals(0)
+        if signals and model.use_data_parallel:
             raise ValueError(
-                f"{self.settings.method} looks at {signals[0].words()}, which vLLM's tower of Qwen-VL computes in "
-                "packed windows; use a method that looks at features, such as divprune+share"
+                f"{self.settings.method} looks at {signals[0].words()}, and with --mm-encoder-tp-mode data each rank "
+                "sees pictures of its own; leave it out, or use a method that looks at features, such as divprune"
             )
+        self.seen = SeenPacked(model.visual.blocks, signals)
 
     def grid(self, thw: Any) -> tuple[int, int, int]:
         t, h, w = (int(n) for n in thw)
@@ -35,7 +41,29 @@ class ReducingQwen(Reducing):
         pictures = list(super()._process_image_input(image_input))  # type: ignore[misc]
         grids = [self.grid(thw) for thw in image_input["image_grid_thw"].tolist()]
         places = [torch.cartesian_prod(*map(torch.arange, grid)).view(-1, 3) for grid in grids]
-        return self.reduce(pictures, places, places, {})
+        return self.reduce(pictures, places, places, self.signals(image_input["image_grid_thw"]))
+
+    def signals(self, thw: Tensor) -> dict[Signal, Tensor]:
+        """``[I, N]`` or ``[I, N, d]`` on the tokens of the pictures that the tower just ran on."""
+        visual: Any = self.visual  # type: ignore[attr-defined]
+        patches, unit, order = thw.prod(dim=1).tolist(), visual.spatial_merge_size**2, self.order(thw)
+        found = {}
+        for signal, raw in self.seen.captured.items():
+            values = units_to_tokens(raw, patches, unit, order, signal.received)
+            padded = pad_sequence(values, batch_first=True)
+            found[signal] = padded[..., 0] if raw[0].dim() == 2 else padded
+        return found
+
+    def order(self, thw: Tensor) -> Tensor | None:
+        """``[tokens]``: the token at each position of the tower's sequence."""
+        visual: Any = self.visual  # type: ignore[attr-defined]
+        if not hasattr(visual, "get_window_index_thw"):
+            return None
+        found, before = [], 0
+        for t, h, w in thw.tolist():
+            found.append(visual.get_window_index_thw(t, h, w)[0] + before)
+            before += len(found[-1])
+        return torch.cat(found)
 
     def count(self, feature: Any) -> int:
         return math.prod(self.grid(feature.data["image_grid_thw"].data.tolist()))
