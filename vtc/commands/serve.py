@@ -55,7 +55,9 @@ def serve(
     method, budget = method or own_method, budget or own_budget
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_weights(Path(folder), config, context.args)
-    said = overrides(config.architectures or [], Settings(method, one_budget(budget)))
+    settings = Settings(method, one_budget(budget))
+    said = overrides(config.architectures or [], settings)
+    check_learned(Path(folder), settings.build())
     line = command(folder, said, context.args)
     served = said["vtc"]["method"]
     if served != method:
@@ -82,6 +84,18 @@ def check_weights(folder: Path, config: Any, options: list[str]) -> None:
         raise VTCError(
             f"vLLM would leave out the adapter in {folder}; add --enable-lora --lora-modules NAME={folder / FOLDER} "
             "and ask for the model NAME, or merge the adapter before saving"
+        )
+
+
+def check_learned(folder: Path, method: Any) -> None:
+    """Raises ``VTCError`` for a method that learns, in a folder without what it learned."""
+    from vtc.checkpoint.learned import ADAPTER
+    from vtc.errors import VTCError
+
+    if method.learns and not (folder / ADAPTER).is_file():
+        raise VTCError(
+            f"{method.name} learns, and {folder} has no {ADAPTER}; serve a folder that vtc.save wrote of the trained "
+            "model, or use divprune+share"
         )
 
 

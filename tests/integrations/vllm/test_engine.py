@@ -9,7 +9,17 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
-from tests.integrations.vllm.engines import KINDS, chances, engine, in_transformers, in_vllm, path_of, rows, texts
+from tests.integrations.vllm.engines import (
+    KINDS,
+    answers,
+    chances,
+    engine,
+    in_transformers,
+    in_vllm,
+    path_of,
+    rows,
+    texts,
+)
 from vtc.eval import scenes
 from vtc.integrations.vllm.settings import REQUEST
 
@@ -73,6 +83,25 @@ def test_a_folder_that_was_saved_for_it(tmp_path):
     with engine(str(tmp_path), "", "", None) as llm:
         outputs = in_vllm(llm, some)
     assert texts(outputs) == in_transformers(path, some, "divprune+share", 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_method(kind, tmp_path):
+    """What it learned lies in the folder; here it is noise, so that it shows."""
+    path, some = path_of(kind), ASKED[:20]
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    vtc.patch(model, "perceiver:latents=32", 24)
+    plain = answers(model, processor, some)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.vtc_learned.write.weight, std=0.05)
+    vtc.save(model, tmp_path, processor, serve="vllm")
+    with engine(str(tmp_path), "", "", None) as llm:
+        outputs = in_vllm(llm, some)
+        with pytest.raises(ValueError, match="learned 32"):
+            in_vllm(llm, some[:1], [{"mm_processor_kwargs": {REQUEST: 33}}])
+        again = in_vllm(llm, some)
+    assert texts(outputs) == texts(again) == answers(model, processor, some) != plain
 
 
 def test_several_pictures_and_none():

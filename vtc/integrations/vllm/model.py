@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vtc.checkpoint.learned import load_learned
 from vtc.integrations.vllm.attention import weigh
 from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
 from vtc.integrations.vllm.processor import as_budget
 from vtc.integrations.vllm.rows import SIDE, reduced, unpacked
 from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.methods.base import Method
 from vtc.signals.base import Signal
 
 
@@ -25,7 +29,7 @@ class Reducing:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model: Any = self
         self.settings = Settings.of(vllm_config.model_config.hf_config)
-        self.method = self.settings.build()
+        self.method = with_learned(self.settings.build(), vllm_config.model_config)
         self.budgets: list[int | float] = []
         self.width = vllm_config.model_config.get_inputs_embeds_size()
         rows = vllm_config.scheduler_config.max_num_batched_tokens
@@ -86,6 +90,12 @@ class Reducing:
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         return as_if_whole(input_tokens, mm_features, self.count, self.whole_positions)
 
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """But for what the method learned, which vLLM reads with every other file of the folder."""
+        learned = set() if self.method.module is None else set(self.method.module.state_dict())
+        kept = ((name, weight) for name, weight in weights if name not in learned)
+        return super().load_weights(kept)  # type: ignore[misc]
+
     def own_positions(self, positions: Tensor) -> Tensor:
         return positions
 
@@ -96,6 +106,16 @@ class Reducing:
     def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
         """Positions of an unreduced prompt, as the family makes them."""
         raise NotImplementedError
+
+
+def with_learned(method: Method, config: Any) -> Method:
+    """With what it learned, from the folder that ``vtc.save`` wrote; no part of the model, whose weights vLLM counts.
+    Raises ``CheckpointError`` where the folder has none."""
+    module = method.build(SimpleNamespace(config=config.hf_config))  # type: ignore[arg-type]
+    if module is None:
+        return method
+    load_learned(module, Path(config.model))
+    return method.bound(module.to(config.dtype).eval())
 
 
 def check_config(config: Any) -> None:

@@ -51,6 +51,8 @@ def reduced(
     if method.share:
         reduction = share(tokens, reduction)
     values, anchor = slot_values(reduction, features, tokens), reduction.anchor.clamp(min=0)
+    if reduction.refine is not None:
+        values = reduction.refine(features, values)
     sizes = reduction.sizes(tokens).long() if method.share else torch.ones_like(anchor)
     where = place.gather(1, anchor[..., None].expand(-1, -1, 3))
     side = packed(torch.cat([sizes[..., None], where], dim=-1), values.dtype)
