@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,12 +30,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(model: str, *options: str) -> Iterator[Server]:
+def serving(model: str, *options: str, **environment: str) -> Iterator[Server]:
+    """In a session of its own, to end with all its processes: vLLM's engine outlives its server that was killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vtc.cli", "serve", model, *OPTIONS.split(), *options]
-    process = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env={**os.environ})
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:  # three processes import vLLM, one after the other
@@ -48,6 +51,8 @@ def serving(model: str, *options: str) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def picture(image: Any) -> str:

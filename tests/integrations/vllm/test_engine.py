@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -139,21 +137,3 @@ def test_drafts_are_refused():
     with pytest.raises(Exception, match="speculative decoding"):
         with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, **options):
             pass
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"impl": SimpleNamespace(logits_soft_cap=30.0)}, "cap on its logits"),
-        ({"kv_cache_dtype": "fp8"}, "plain KV cache and this one is fp8"),
-        ({"attn_backend": SimpleNamespace(get_name=lambda: "TRITON_ATTN")}, "vLLM chose TRITON_ATTN"),
-    ],
-)
-def test_attention_that_would_weigh_wrongly_is_refused(wrong, said):
-    from vtc.integrations.vllm.attention import check
-
-    right = dict(impl=SimpleNamespace(logits_soft_cap=None), kv_cache_dtype="auto")
-    right["attn_backend"] = SimpleNamespace(get_name=lambda: "CPU_ATTN")
-    check(SimpleNamespace(**right))
-    with pytest.raises(ValueError, match=said):
-        check(SimpleNamespace(**{**right, **wrong}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from torch import Tensor
 from vtc.checkpoint.learned import load_learned
 from vtc.integrations.vllm.attention import weigh
 from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
-from vtc.integrations.vllm.processor import as_budget
+from vtc.integrations.vllm.processor import as_budget, field
 from vtc.integrations.vllm.rows import SIDE, reduced, unpacked
-from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.integrations.vllm.settings import Settings
 from vtc.methods.base import Method
 from vtc.signals.base import Signal
 
@@ -24,13 +24,21 @@ class Reducing:
     """Mixed in before a model of vLLM. A family says ``count``, ``whole_positions`` and, where its decoder has no
     M-RoPE, ``own_positions``, and hands the pictures behind its projector to ``reduce``."""
 
+    modalities: ClassVar[tuple[str, ...]] = ("image",)  # those that are reduced
+
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         check_config(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model: Any = self
         self.settings = Settings.of(vllm_config.model_config.hf_config)
         self.method = with_learned(self.settings.build(), vllm_config.model_config)
-        self.budgets: list[int | float] = []
+        self.budgets: dict[str, list[int | float]] = {}
+        embeds = vllm_config.model_config.multimodal_config.enable_mm_embeds
+        if embeds and (signals := self.method.signals(0)):
+            raise ValueError(
+                f"{self.settings.method} looks at {signals[0].words()}, and with --enable-mm-embeds pictures come that "
+                "the tower never saw; leave it out, or use divprune+share"
+            )
         self.width = vllm_config.model_config.get_inputs_embeds_size()
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         model.register_buffer("vtc_log_size", torch.zeros(rows, dtype=torch.float32), persistent=False)
@@ -47,16 +55,20 @@ class Reducing:
         places: Sequence[Tensor],
         grids: Sequence[Tensor],
         signals: dict[Signal, Tensor],
+        modality: str = "image",
     ) -> list[Tensor]:
         """Each picture ``[N_i, D]`` as ``[K_i, D + channels]``."""
-        budgets: Sequence[Any] = self.budgets or [None] * len(pictures)
+        budgets: Sequence[Any] = self.budgets.get(modality) or [None] * len(pictures)
         keep = [self.settings.slots(len(one), own) for one, own in zip(pictures, budgets, strict=True)]
         return reduced(pictures, places, grids, self.method, keep, signals)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        given = kwargs.pop(REQUEST, None)
-        numbers = [] if given is None else torch.as_tensor(given).flatten().tolist()
-        self.budgets = list(map(as_budget, numbers))
+        given = {modality: kwargs.pop(field(modality), None) for modality in self.modalities}
+        self.budgets = {
+            modality: list(map(as_budget, torch.as_tensor(numbers).flatten().tolist()))
+            for modality, numbers in given.items()
+            if numbers is not None
+        }
         return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 
     def embed_input_ids(
@@ -88,7 +100,7 @@ class Reducing:
         return super().forward(input_ids, self.own_positions(positions), *args, **kwargs)  # type: ignore[misc]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
-        return as_if_whole(input_tokens, mm_features, self.count, self.whole_positions)
+        return as_if_whole(input_tokens, mm_features, self.count, self.whole_positions, self.modalities)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """But for what the method learned, which vLLM reads with every other file of the folder."""
@@ -122,6 +134,8 @@ def check_config(config: Any) -> None:
     """Raises ``ValueError`` for what would serve wrong answers."""
     if config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("pipeline parallelism: only the first rank sees what rows stand for; use tensor parallelism")
+    if config.parallel_config.enable_dbo:
+        raise ValueError("--enable-dbo: two batches at once would share what is known of one's rows; leave it out")
     if config.speculative_config is not None:
         raise ValueError("speculative decoding: the drafter does not know the rows' channels; leave it out")
     if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:

@@ -3,7 +3,7 @@ transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,11 +20,13 @@ def as_if_whole(
     features: Sequence[Any],
     count: Callable[[Any], int],
     positions: Callable[[list[int], list[Any]], tuple[Tensor, int]],
+    modalities: Collection[str] = ("image",),
 ) -> tuple[Tensor, int]:
     """``[3, n]`` positions of a prompt whose pictures are reduced, and how far behind their number decoding goes on.
 
-    count(feature): tokens of that picture before; positions(tokens, features): those of a whole prompt. Every row of a
-    picture gets its first position: where in it the row stood is known only when the picture has been encoded.
+    count(feature): tokens of that picture before; positions(tokens, features): those of a whole prompt; modalities:
+    those that are reduced. Every row of a picture gets its first position: where in it the row stood is known only when
+    the picture has been encoded.
     """
     whole: list[int] = []
     moved, columns, start = [], list[int](), 0
@@ -32,8 +34,9 @@ def as_if_whole(
         at, rows = feature.mm_position.offset, feature.mm_position.length
         columns += range(len(whole), len(whole) + at - start)
         whole += tokens[start:at]
-        first, before = len(whole), count(feature) if feature.modality == "image" else rows
-        columns += [first] * rows if feature.modality == "image" else range(first, first + rows)
+        reduced = feature.modality in modalities
+        first, before = len(whole), count(feature) if reduced else rows
+        columns += [first] * rows if reduced else range(first, first + rows)
         moved.append(replace(feature, mm_position=replace(feature.mm_position, offset=first, length=before)))
         whole += [tokens[at]] * before
         start = at + rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,24 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 
 from vtc.integrations.vllm.settings import REQUEST, Settings
 
+PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
-def fewer(processor: type) -> type:
-    """A processor whose pictures take the rows of their budget; videos stay as they are."""
+
+def field(modality: str) -> str:
+    """What carries the budget of each picture, or video, to the model."""
+    return REQUEST if modality == "image" else f"{REQUEST}_{modality}"
+
+
+def fewer(processor: type, modalities: Collection[str] = ("image",)) -> type:
+    """A processor whose pictures, and what else is named, take the rows of their budget."""
 
     class Fewer(processor):  # type: ignore[misc, valid-type]
         def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> list[Any]:
             settings, budget = Settings.of(self.info.get_hf_config()), hf_processor_mm_kwargs.get(REQUEST)
             return [
-                replace(one, replacement=shorter(one.replacement, settings, budget)) if one.modality == "image" else one
+                replace(one, replacement=shorter(one.replacement, settings, budget))
+                if one.modality in modalities
+                else one
                 for one in super()._get_prompt_updates(mm_items, known(hf_processor_mm_kwargs), out_mm_kwargs)
             ]
 
@@ -28,15 +37,17 @@ def fewer(processor: type) -> type:
 
         def _postprocess_hf_mm_data(self, mm_inputs: Any, hf_processor_mm_kwargs: Any, processed_data: Any) -> Any:
             data = super()._postprocess_hf_mm_data(mm_inputs, hf_processor_mm_kwargs, processed_data)
-            if "pixel_values" in data:
-                settings = Settings.of(self.info.get_hf_config())
-                budget = as_number(hf_processor_mm_kwargs.get(REQUEST, settings.budget))
-                pictures = len(data["image_grid_thw"] if "image_grid_thw" in data else data["pixel_values"])
-                data[REQUEST] = torch.full((pictures,), budget, dtype=torch.float64)
+            settings = Settings.of(self.info.get_hf_config())
+            budget = as_number(hf_processor_mm_kwargs.get(REQUEST, settings.budget))
+            for modality in modalities:
+                pixels, grid = PIXELS[modality]
+                if pixels in data:
+                    count = len(data[grid] if grid in data else data[pixels])
+                    data[field(modality)] = torch.full((count,), budget, dtype=torch.float64)
             return data
 
         def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
-            own = {REQUEST: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+            own = {field(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in modalities}
             return {**super()._get_mm_fields_config(hf_inputs, known(hf_processor_mm_kwargs)), **own}
 
     Fewer.__name__ = Fewer.__qualname__ = f"Fewer{processor.__name__}"

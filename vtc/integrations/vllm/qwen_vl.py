@@ -22,6 +22,8 @@ from vtc.signals.base import Signal
 class ReducingQwen(Reducing):
     """Mixed in before both."""
 
+    modalities = ("image", "video")
+
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         model, signals = cast(Any, self), self.method.signals(0)
@@ -39,9 +41,21 @@ class ReducingQwen(Reducing):
 
     def _process_image_input(self, image_input: Any) -> list[Tensor]:
         pictures = list(super()._process_image_input(image_input))  # type: ignore[misc]
-        grids = [self.grid(thw) for thw in image_input["image_grid_thw"].tolist()]
-        places = [torch.cartesian_prod(*map(torch.arange, grid)).view(-1, 3) for grid in grids]
-        return self.reduce(pictures, places, places, self.signals(image_input["image_grid_thw"]))
+        thw = image_input["image_grid_thw"]
+        places = [torch.cartesian_prod(*map(torch.arange, self.grid(one))).view(-1, 3) for one in thw.tolist()]
+        return self.reduce(pictures, places, places, self.signals(thw))
+
+    def _process_video_input(self, video_input: Any) -> list[Tensor]:
+        videos = list(super()._process_video_input(video_input))  # type: ignore[misc]
+        thw, seconds = video_input["video_grid_thw"], video_input.get("second_per_grid_ts")
+        grids = [torch.cartesian_prod(*map(torch.arange, self.grid(one))).view(-1, 3) for one in thw.tolist()]
+        steps = [1.0] * len(grids) if seconds is None else torch.as_tensor(seconds).flatten().tolist()
+        by_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)  # type: ignore[attr-defined]
+        places = [
+            torch.cat([(grid[:, :1] * (step * by_second)).long(), grid[:, 1:]], dim=1)
+            for grid, step in zip(grids, steps, strict=True)
+        ]
+        return self.reduce(videos, places, grids, self.signals(thw), "video")
 
     def signals(self, thw: Tensor) -> dict[Signal, Tensor]:
         """``[I, N]`` or ``[I, N, d]`` on the tokens of the pictures that the tower just ran on."""
@@ -66,7 +80,7 @@ class ReducingQwen(Reducing):
         return torch.cat(found)
 
     def count(self, feature: Any) -> int:
-        return math.prod(self.grid(feature.data["image_grid_thw"].data.tolist()))
+        return math.prod(self.grid(feature.data[f"{feature.modality}_grid_thw"].data.tolist()))
 
     def whole_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
         return super(Reducing, self).get_mrope_input_positions(tokens, features)  # type: ignore[misc]
@@ -77,7 +91,7 @@ class ReducingQwen(Reducing):
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    fewer(qwen2_vl.Qwen2VLMultiModalProcessor),
+    fewer(qwen2_vl.Qwen2VLMultiModalProcessor, ReducingQwen.modalities),
     info=qwen2_vl.Qwen2VLProcessingInfo,
     dummy_inputs=qwen2_vl.Qwen2VLDummyInputsBuilder,
 )
@@ -86,7 +100,7 @@ class VtcQwen2VLForConditionalGeneration(ReducingQwen, qwen2_vl.Qwen2VLForCondit
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    fewer(qwen2_5_vl.Qwen2_5_VLMultiModalProcessor),
+    fewer(qwen2_5_vl.Qwen2_5_VLMultiModalProcessor, ReducingQwen.modalities),
     info=qwen2_5_vl.Qwen2_5_VLProcessingInfo,
     dummy_inputs=qwen2_5_vl.Qwen2_5_VLDummyInputsBuilder,
 )
