@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vtc
 from tests.integrations.vllm.engines import KINDS, answers, chances, engine, in_transformers, in_vllm, path_of, texts
 from vtc.eval import scenes
+from vtc.integrations.vllm.model import Reducing
 
 ASKED = [(sample.prompt, [sample.image]) for sample in scenes.samples("test", 60)]
 SOME = ASKED[:20]
@@ -98,6 +99,27 @@ def adapt(path, adapter, merged):
     (adapter / "adapter_config.json").write_text(json.dumps(said))
     model.save_pretrained(merged)
     AutoProcessor.from_pretrained(path, trust_remote_code=False).save_pretrained(merged)
+
+
+def test_an_encoder_elsewhere(tmp_path, monkeypatch):
+    """One engine encodes and writes, another reads and encodes nothing; one of another budget finds nothing to read."""
+    encoded = []
+    reduce = Reducing.reduce
+    monkeypatch.setattr(Reducing, "reduce", lambda self, *given: encoded.append(1) or reduce(self, *given))
+
+    def answered(role, budget):
+        store = {"shared_storage_path": str(tmp_path)}
+        said = {"ec_connector": "ECExampleConnector", "ec_role": role, "ec_connector_extra_config": store}
+        with engine(path_of("llava"), KINDS["llava"], "divprune+share", budget, ec_transfer_config=said) as llm:
+            encoded.clear()
+            return texts(in_vllm(llm, SOME)), len(encoded)
+
+    want = in_transformers(path_of("llava"), SOME, "divprune+share", 24)
+    found, count = answered("ec_both", 24)
+    assert found == want and count > 0
+    assert answered("ec_consumer", 24) == (want, 0)
+    found, count = answered("ec_consumer", 12)
+    assert found == in_transformers(path_of("llava"), SOME, "divprune+share", 12) and count > 0
 
 
 def test_an_adapter_of_the_tower_is_refused():

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 
-from vtc.integrations.vllm.settings import REQUEST, Settings
+from vtc.integrations.vllm.settings import KEY, REQUEST, Settings
+from vtc.version import __version__
 
 PIXELS = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 
@@ -31,6 +32,13 @@ def fewer(processor: type, modalities: Collection[str] = ("image",)) -> type:
                 else one
                 for one in super()._get_prompt_updates(mm_items, known(hf_processor_mm_kwargs), out_mm_kwargs)
             ]
+
+        def _get_mm_hashes(self, inputs: Any) -> Any:
+            """Also by method and budget: a store that engines share must not give one the rows that another kept."""
+            settings = Settings.of(self.info.get_hf_config())
+            own = {KEY: f"{settings.method} at {settings.budget}, vtc {__version__}"}
+            own_inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, **own})
+            return super()._get_mm_hashes(own_inputs)
 
         def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
             return super()._call_hf_processor(hf_data, known(hf_kwargs))
