@@ -80,15 +80,17 @@ class Watched:
     """The most blocks of the KV cache that were in use at once."""
 
     def __init__(self, engine: Any):
-        self.pool = engine.engine_core.engine_core.scheduler.kv_cache_manager.block_pool
-        self.most, step = 0, engine.step
+        scheduler = engine.engine_core.engine_core.scheduler
+        self.pool = scheduler.kv_cache_manager.block_pool
+        self.most, schedule = 0, scheduler.schedule
 
-        def watched() -> Any:
-            output = step()
-            self.most = max(self.most, self.pool.num_gpu_blocks - self.pool.get_num_free_blocks())
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            output = schedule(*args, **kwargs)
+            used = self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()  # one is never given away
+            self.most = max(self.most, used)
             return output
 
-        engine.step = watched
+        scheduler.schedule = watched
 
     @property
     def megabytes(self) -> float:
@@ -136,7 +138,7 @@ def table(rows: dict[str, dict[str, float]], about: str) -> str:
         "wall s",
         "warm, CPU s",
         "wall s",
-        "KV blocks, MB",
+        "KV blocks, MB a request",
     ]
     lines = [about, "", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name, row in rows.items():
@@ -154,10 +156,8 @@ def plot(file: Path) -> Path:
     from matplotlib import pyplot
 
     said = json.loads(file.read_text(encoding="utf-8"))
-    rows, shown = (
-        said["rows"],
-        {"first_cpu": "first token", "cold_cpu": "requests", "kv_megabytes": "KV cache a request"},
-    )
+    rows = said["rows"]
+    shown = {"first_cpu": "first token, CPU s", "cold_cpu": "requests, CPU s", "kv_megabytes": "KV cache, bytes"}
     figure, axes = pyplot.subplots(figsize=(6, 2.4))
     for n, (name, row) in enumerate(rows.items()):
         shares = [row[key] / rows["unpruned"][key] for key in shown]
