@@ -73,6 +73,23 @@ def test_a_mixed_load_changes_nothing(kind):
         assert own == in_transformers(path_of(kind), ASKED[:12], "divprune+share", budget)
 
 
+@pytest.mark.parametrize("method", ["visionzip", "divprune+share"])
+def test_pictures_of_several_sizes_in_one_batch(method):
+    """Qwen's tower packs them into one sequence."""
+    path, some, found = path_of("qwen"), ASKED[:12], []
+    sizes = [dict.fromkeys(("shortest_edge", "longest_edge"), side**2) for side in (64, 112, 160)] * 4
+    with engine(path, KINDS["qwen"], method, 24) as llm:
+        outputs = in_vllm(llm, some, [{"mm_processor_kwargs": {"size": size}} for size in sizes])
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
+    vtc.patch(model, method, budget=24)
+    for (prompt, pictures), size in zip(some, sizes, strict=True):
+        inputs = processor(images=pictures, text=[prompt], return_tensors="pt", size=size)
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        found.append(processor.decode(answer, skip_special_tokens=True).strip())
+    assert texts(outputs) == found
+
+
 def test_a_folder_that_was_saved_for_it(tmp_path):
     path, some = path_of("llava"), ASKED[:20]
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)

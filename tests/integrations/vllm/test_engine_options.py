@@ -55,7 +55,7 @@ def test_compiled(kind, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "method"), [("llava", "visionzip"), ("llava", "hiprune+share"), ("qwen", "divprune+share")]
+    ("kind", "method"), [("llava", "visionzip"), ("llava", "hiprune+share"), ("qwen", "hiprune+share")]
 )
 def test_two_processes(kind, method):
     """Each has its share of the heads: of the decoder, where a row's weight is added, and of the tower that a method
