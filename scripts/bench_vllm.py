@@ -166,7 +166,7 @@ def plot(file: Path) -> Path:
     axes.set_xticks(range(len(shown)), shown.values())
     axes.set_yticks([])
     axes.set_ylim(0, 1.25)
-    axes.set_title(f"vLLM, {said['about']}: cost of the unpruned model's", fontsize=8)
+    axes.set_title(f"vLLM: cost against the unpruned model\n{said['about']}", fontsize=8)
     axes.legend(fontsize=8, frameon=False, ncols=len(rows), loc="upper right")
     axes.spines[["top", "right", "left"]].set_visible(False)
     to = file.with_suffix(".png")
