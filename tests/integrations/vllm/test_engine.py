@@ -147,10 +147,3 @@ def test_a_layer_that_the_tower_does_not_have_is_refused():
     with pytest.raises(Exception, match="only up to the layer whose features are read, 4 of 5"):
         with engine(path_of("llava"), KINDS["llava"], "prumerge", 24):
             pass
-
-
-def test_drafts_are_refused():
-    options = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
-    with pytest.raises(Exception, match="speculative decoding"):
-        with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, **options):
-            pass

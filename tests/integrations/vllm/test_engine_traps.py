@@ -47,7 +47,8 @@ def config(pipeline=1, dbo=False, drafts=None, lora=None, pruning=False, mrope=T
     )
 
 
-OPTIONS = {  # of the engine
+# Of the engine. Drafts are asked for here alone: vLLM imports numba for them, and cannot start in that process again.
+OPTIONS = {
     "stages": (dict(pipeline=2), "pipeline parallelism"),
     "two batches at once": (dict(dbo=True), "enable-dbo"),
     "drafts": (dict(drafts=object()), "speculative decoding"),
