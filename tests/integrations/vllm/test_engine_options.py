@@ -130,6 +130,20 @@ def test_an_adapter_of_the_tower_is_refused():
             pass
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "said"),
+    [
+        ("llava", {"enable_mm_embeds": True}, "the tower never saw"),
+        ("qwen", {"enable_mm_embeds": True}, "the tower never saw"),
+        ("qwen", {"mm_encoder_tp_mode": "data"}, "pictures of its own"),
+    ],
+)
+def test_what_a_tower_does_not_show_is_refused(kind, option, said):
+    with pytest.raises(Exception, match=said):
+        with engine(path_of(kind), KINDS[kind], "visionzip", 24, **option):
+            pass
+
+
 def test_integer_weights(tmp_path):
     """Four bits, as ``compressed-tensors`` has them. vLLM's kernel for the CPU takes bfloat16 alone: the answers are
     those of the same weights in float32 but where it rounds."""
