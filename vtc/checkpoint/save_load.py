@@ -70,10 +70,13 @@ def save(
     differs, or weights that would replace those which an original is kept beside.
     """
     check_saveable(model, format)
-    keys = None if serve is None else serving.keys_for(serve, unwrapped(model), patch_of(model))
+    compression = compression_of(model)
+    keys = None
+    if serve is not None:
+        serving.check_weights(serve, compression and format, peft.adapted(model) is not None)
+        keys = serving.keys_for(serve, unwrapped(model), patch_of(model))
     folder = Path(os.path.realpath(folder))
     original = None if keep_original is None else Path(keep_original)
-    compression = compression_of(model)
     if original is not None and compression is None:
         raise CheckpointError("keep_original is for compressed weights; call vtc.compress first, or leave it out")
     folders.recover(folder)

@@ -29,6 +29,20 @@ def keys_for(server: str, model: Any, patch: Patch | None) -> dict[str, Any]:
     return found[server].load()(type(model).__name__, patch.method, patch.budget)
 
 
+def check_weights(server: str, format: str | None, adapter: bool) -> None:
+    """Raises ``CheckpointError`` for weights that a server would not read: format: of compressed ones, None without."""
+    if format == "vtc":
+        raise CheckpointError(
+            f'serve={server!r} is for weights that servers read, and the format "vtc" is read by vtc alone; save with '
+            'format="compressed-tensors", or compress nothing'
+        )
+    if adapter:
+        raise CheckpointError(
+            f"serve={server!r}: the server would leave out the adapter; merge_and_unload() first, or leave serve out "
+            "and start vtc serve with --enable-lora --lora-modules NAME=FOLDER/peft_adapter"
+        )
+
+
 def make_ready(folder: Path, keys: dict[str, Any]) -> None:
     """Write them into the folder's ``config.json``."""
     file = folder / "config.json"

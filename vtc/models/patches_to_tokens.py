@@ -50,6 +50,18 @@ def join_packed(captured: list[Tensor], lengths: list[int], received: bool) -> T
     return rows * torch.cat(share).to(rows)
 
 
+def units_to_tokens(
+    captured: list[Tensor], patches: list[int], unit: int, order: Tensor | None, received: bool
+) -> list[Tensor]:
+    """``[n, d]`` for each picture of so many ``patches``, ``unit`` of which in a row are a token: the raw tensors of a
+    tower that packs pictures, as ``join_packed`` takes them. order ``[tokens]``: the token at each position of the
+    tower's sequence; None: in order."""
+    tokens = join_packed(captured, patches, received).unflatten(0, (-1, unit)).mean(dim=1)
+    if order is not None:
+        tokens = tokens[order.argsort().to(tokens.device)]
+    return list(tokens.split([n // unit for n in patches]))
+
+
 def patch_codes(shape: tuple[int, ...]) -> Tensor:
     """``[T, n]``: a number of its own for every patch, such that no mean of several is the number of another."""
     draw = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from vtc.models import register
 from vtc.models.base import Place, TowerRun
 from vtc.models.generic import Generic, argument
-from vtc.models.patches_to_tokens import join_packed, raster_place
+from vtc.models.patches_to_tokens import raster_place, units_to_tokens
 from vtc.signals.base import Signal
 from vtc.signals.tower_groups import TowerGroups
 from vtc.towers.units import Packed, Units
@@ -37,14 +37,8 @@ class QwenVL(Generic):
         return [raster_place(t, h // self.side, w // self.side) for t, h, w in self.thw(run).tolist()]
 
     def spread(self, run: TowerRun, captured: list[Tensor], signal: Signal) -> list[Tensor]:
-        order = self.window_order(run)
-        lengths = self.thw(run).prod(dim=1)
-        unit = self.side**2
-        packed = join_packed(captured, lengths.tolist(), received=signal.received)
-        tokens = packed.unflatten(0, (-1, unit)).mean(dim=1)
-        if order is not None:
-            tokens = tokens[order.argsort().to(tokens.device)]
-        return list(tokens.split((lengths // unit).tolist()))
+        patches = self.thw(run).prod(dim=1).tolist()
+        return units_to_tokens(captured, patches, self.side**2, self.window_order(run), signal.received)
 
     def window_order(self, run: TowerRun) -> Tensor | None:
         """``[tokens]``: the token that stands at each position of the tower's sequence; None: in order."""

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc
-from tests.integrations.vllm.engines import engine, in_transformers, in_vllm, path_of, texts
+from tests.integrations.vllm.engines import (
+    KINDS,
+    answers,
+    chances,
+    engine,
+    in_transformers,
+    in_vllm,
+    path_of,
+    rows,
+    texts,
+)
 from vtc.eval import scenes
 from vtc.integrations.vllm.settings import REQUEST
 
-KINDS = {"llava": "LlavaForConditionalGeneration", "qwen": "Qwen2_5_VLForConditionalGeneration"}
 SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
+PACKED = "visionzip fastervlm+share vispruner hiprune holov scope prumerge".split()  # by what Qwen's tower packs
 TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
-IMAGE = 4  # the placeholder's id in both testbed models
-
-
-def rows(outputs: list) -> list[int]:
-    return [one.prompt_token_ids.count(IMAGE) for one in outputs]
-
-
-def chances(outputs: list) -> list[list[float]]:
-    return [[next(iter(step.values())).logprob for step in one.outputs[0].logprobs] for one in outputs]
 
 
 @pytest.mark.parametrize("method", ["divprune", "divprune+share"])
@@ -45,12 +44,12 @@ def test_in_half_precision_sizes_and_places_are_whole():
     assert sum(got == right for got, right in zip(texts(outputs), want, strict=True)) >= 57
 
 
-@pytest.mark.parametrize("method", TAKEN)
-def test_methods_that_look_at_the_tower_or_the_grid(method):
-    with engine(path_of("llava"), KINDS["llava"], method, 24) as llm:
+@pytest.mark.parametrize(("kind", "method"), [*(("llava", m) for m in TAKEN), *(("qwen", m) for m in PACKED)])
+def test_methods_that_look_at_the_tower_or_the_grid(kind, method):
+    with engine(path_of(kind), KINDS[kind], method, 24) as llm:
         outputs = in_vllm(llm, ASKED)
     first = "adaptive:layer=null" if method == "adaptive" else method  # what of it is served
-    assert texts(outputs) == in_transformers(path_of("llava"), ASKED, first, 24)
+    assert texts(outputs) == in_transformers(path_of(kind), ASKED, first, 24)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,6 +73,23 @@ def test_a_mixed_load_changes_nothing(kind):
         assert own == in_transformers(path_of(kind), ASKED[:12], "divprune+share", budget)
 
 
+@pytest.mark.parametrize("method", ["visionzip", "divprune+share"])
+def test_pictures_of_several_sizes_in_one_batch(method):
+    """Qwen's tower packs them into one sequence."""
+    path, some, found = path_of("qwen"), ASKED[:12], []
+    sizes = [dict.fromkeys(("shortest_edge", "longest_edge"), side**2) for side in (64, 112, 160)] * 4
+    with engine(path, KINDS["qwen"], method, 24) as llm:
+        outputs = in_vllm(llm, some, [{"mm_processor_kwargs": {"size": size}} for size in sizes])
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False).eval()
+    vtc.patch(model, method, budget=24)
+    for (prompt, pictures), size in zip(some, sizes, strict=True):
+        inputs = processor(images=pictures, text=[prompt], return_tensors="pt", size=size)
+        answer = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        found.append(processor.decode(answer, skip_special_tokens=True).strip())
+    assert texts(outputs) == found
+
+
 def test_a_folder_that_was_saved_for_it(tmp_path):
     path, some = path_of("llava"), ASKED[:20]
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
@@ -82,6 +98,25 @@ def test_a_folder_that_was_saved_for_it(tmp_path):
     with engine(str(tmp_path), "", "", None) as llm:
         outputs = in_vllm(llm, some)
     assert texts(outputs) == in_transformers(path, some, "divprune+share", 24)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_learned_method(kind, tmp_path):
+    """What it learned lies in the folder; here it is noise, so that it shows."""
+    path, some = path_of(kind), ASKED[:20]
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+    vtc.patch(model, "perceiver:latents=32", 24)
+    plain = answers(model, processor, some)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.vtc_learned.write.weight, std=0.05)
+    vtc.save(model, tmp_path, processor, serve="vllm")
+    with engine(str(tmp_path), "", "", None) as llm:
+        outputs = in_vllm(llm, some)
+        with pytest.raises(ValueError, match="learned 32"):
+            in_vllm(llm, some[:1], [{"mm_processor_kwargs": {REQUEST: 33}}])
+        again = in_vllm(llm, some)
+    assert texts(outputs) == texts(again) == answers(model, processor, some) != plain
 
 
 def test_several_pictures_and_none():
@@ -107,26 +142,8 @@ def test_an_absurd_budget_is_that_requests_error():
     assert texts(outputs) == in_transformers(path, ASKED[:2], "divprune+share", 24)
 
 
-def test_drafts_are_refused():
-    options = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
-    with pytest.raises(Exception, match="speculative decoding"):
-        with engine(path_of("llava"), KINDS["llava"], "divprune+share", 24, **options):
+def test_a_layer_that_the_tower_does_not_have_is_refused():
+    """The last one: features are read from the layer before it."""
+    with pytest.raises(Exception, match="only up to the layer whose features are read, 4 of 5"):
+        with engine(path_of("llava"), KINDS["llava"], "prumerge", 24):
             pass
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"impl": SimpleNamespace(logits_soft_cap=30.0)}, "cap on its logits"),
-        ({"kv_cache_dtype": "fp8"}, "plain KV cache and this one is fp8"),
-        ({"attn_backend": SimpleNamespace(get_name=lambda: "TRITON_ATTN")}, "vLLM chose TRITON_ATTN"),
-    ],
-)
-def test_attention_that_would_weigh_wrongly_is_refused(wrong, said):
-    from vtc.integrations.vllm.attention import check
-
-    right = dict(impl=SimpleNamespace(logits_soft_cap=None), kv_cache_dtype="auto")
-    right["attn_backend"] = SimpleNamespace(get_name=lambda: "CPU_ATTN")
-    check(SimpleNamespace(**right))
-    with pytest.raises(ValueError, match=said):
-        check(SimpleNamespace(**{**right, **wrong}))

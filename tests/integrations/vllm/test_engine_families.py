@@ -66,17 +66,33 @@ def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path, els
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("qwen2_5_vl", "visionzip"),
-        *(pytest.param("qwen2_5_vl", method, marks=slow) for method in TOWER[1:]),
         # Cosines of this one's tokens tie, and VisPruner's rounds part where features differ by 3e-7.
         *(pytest.param("llava_next", method, marks=slow) for method in TOWER if method != "vispruner"),
-        *(pytest.param("aya_vision", method, marks=slow) for method in TOWER),
+        ("aya_vision", "visionzip"),
+        *(pytest.param("aya_vision", method, marks=slow) for method in TOWER[1:]),
     ],
 )
 def test_methods_that_look_at_the_tower(name, method, tmp_path, elsewhere):
     """``vtc serve`` takes transformers' code by itself."""
     one = cell(name, tmp_path, method)
     assert one.architecture not in SEES_THE_TOWER
+    check(elsewhere.served(one), one.patched())
+
+
+@slow
+@pytest.mark.parametrize("method", TOWER)
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_methods_that_look_at_the_tower_of_vllms_own_model(name, method, tmp_path):
+    """A picture and two of other sizes, packed into one sequence."""
+    one = cell(name, tmp_path, method)
+    assert one.architecture in SEES_THE_TOWER
+    check(one.served(), one.patched())
+
+
+@slow
+@pytest.mark.parametrize("method", TOWER)
+def test_methods_that_look_at_the_tower_by_transformers_code_where_vllms_own_shows_it(method, tmp_path, elsewhere):
+    one = cell("qwen2_5_vl", tmp_path, method, backed=True)
     check(elsewhere.served(one), one.patched())
 
 

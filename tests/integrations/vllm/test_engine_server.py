@@ -1,70 +1,23 @@
-"""``vtc serve``: questions over HTTP, on the loopback alone."""
+"""``vtc serve``: questions over HTTP."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.integrations.vllm.engines import in_transformers, path_of
+from tests.integrations.vllm.server import ask, picture, serving, text
 from vtc.eval import scenes
 
 SAMPLES = list(scenes.samples("test", 32))
-OPTIONS = "--trust-request-mm-kwargs --dtype float32 --max-model-len 512 --enforce-eager --block-size 32"
-OPTIONS += " --kv-cache-memory-bytes 67108864"
 
 
 @pytest.fixture(scope="module")
 def url():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vtc.cli", "serve", "scenes", "--budget", "24", *OPTIONS.split()]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], env={**os.environ})
-    where = f"http://127.0.0.1:{port}"
-    try:
-        while True:  # three processes import vLLM, one after the other
-            assert server.poll() is None, "the server ended before it listened"
-            try:
-                urllib.request.urlopen(f"{where}/health", timeout=2)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(1)
-        yield where
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def picture(image) -> str:
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
-
-
-def ask(url: str, data_url: str, question: str, **more) -> dict:
-    content = [{"type": "image_url", "image_url": {"url": data_url}}, {"type": "text", "text": question}]
-    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 6, **more}
-    body["add_special_tokens"] = True  # the testbed's template has no <s> of its own
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
-def text(answer: dict) -> str:
-    return answer["choices"][0]["message"]["content"].strip()
+    with serving("scenes", "--budget", "24") as server:
+        yield server.url
 
 
 def test_many_requests_at_once_and_broken_ones_among_them(url):

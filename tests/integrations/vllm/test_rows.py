@@ -34,8 +34,9 @@ def words(ids: torch.Tensor) -> torch.Tensor:
     return ids[:, None].float().expand(-1, WIDTH)
 
 
-def rows_of(pictures: list[Picture], method: str) -> list:
-    return reduced(pictures, build(method), WIDTH, {}, words)
+def rows_of(pictures: list[Picture], method: str, module: torch.nn.Module | None = None) -> list:
+    asked = build(method) if module is None else build(method).bound(module)
+    return reduced(pictures, asked, WIDTH, {}, words)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -90,6 +91,26 @@ def test_what_rides_behind_the_features_merges_by_the_same_slots():
     assert torch.equal(own.index, alone.index)
     assert torch.equal(own.features[:, :WIDTH], alone.features)
     assert torch.allclose(own.features[:, WIDTH:], alone.features * 2)
+
+
+class Adds(torch.nn.Module):
+    """In place of a resampler."""
+
+    def __init__(self, by: int):
+        super().__init__()
+        self.by = by
+
+    def forward(self, tokens: torch.Tensor, value: torch.Tensor, **_: object) -> torch.Tensor:
+        assert tokens.shape[-1] == value.shape[-1] == WIDTH
+        return value + self.by
+
+
+def test_what_was_learned_refines_the_decoders_input_alone():
+    one = picture(3, 4, keep=4)
+    wide = Picture(torch.cat([one.features, one.features * 2], dim=1), one.place, one.span)
+    (plain,), (own,) = (rows_of([wide], "perceiver:latents=8", Adds(by)) for by in (0, 1))
+    assert torch.equal(own.features[:, :WIDTH], plain.features[:, :WIDTH] + 1)
+    assert torch.equal(own.features[:, WIDTH:], plain.features[:, WIDTH:])
 
 
 @dataclass

@@ -56,8 +56,9 @@ def test_the_names_agree():
     ("name", "method", "architectures"),
     [
         ("Qwen2_5_VL", "divprune+share", ["VtcQwen2_5_VL"]),
-        ("Qwen2_5_VL", "visionzip", ["VtcBackedQwen2_5_VL", "Qwen2_5_VL"]),
-        ("VtcQwen2_5_VL", "visionzip", ["VtcBackedQwen2_5_VL", "Qwen2_5_VL"]),
+        ("Qwen2_5_VL", "visionzip", ["VtcQwen2_5_VL"]),
+        ("Gemma3", "visionzip", ["VtcBackedGemma3", "Gemma3"]),
+        ("VtcGemma3", "visionzip", ["VtcBackedGemma3", "Gemma3"]),
         ("VtcBackedQwen2_5_VL", "grid", ["VtcQwen2_5_VL"]),
         ("AyaVision", "grid", ["VtcBackedAyaVision", "AyaVision"]),
         ("Llava", "visionzip", ["VtcLlava"]),

@@ -36,7 +36,11 @@ ONLY_OURS = {  # and why these are not served by transformers' code
     "Qwen3VLForConditionalGeneration": "vLLM drops its DeepStack there",
     "SmolVLMForConditionalGeneration": UNCOUNTED,
 }
-SEES_THE_TOWER = ("LlavaForConditionalGeneration",)  # over vLLM's own model; transformers' code lets all be seen
+SEES_THE_TOWER = (  # over vLLM's own model; transformers' code lets all be seen
+    "LlavaForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+)
 
 NOT_SERVED = {  # of the families that vtc patches, and why
     "AriaForConditionalGeneration": "not tried",

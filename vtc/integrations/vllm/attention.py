@@ -61,6 +61,9 @@ def check(old: Any) -> None:
     """Raises ``ValueError`` where sizes would be added wrongly, or not at all."""
     if getattr(old.impl, "logits_soft_cap", None):
         raise ValueError("share needs attention without a cap on its logits; serve this model without +share")
+    for name in ("alibi_slopes", "sinks"):
+        if getattr(old.impl, name, None) is not None:
+            raise ValueError(f"share needs attention without {name}, which it would leave out; serve without +share")
     if old.kv_cache_dtype not in PLAIN:
         raise ValueError(
             f"share needs a plain KV cache and this one is {old.kv_cache_dtype}; leave --kv-cache-dtype out"

@@ -9,6 +9,7 @@ from typing import Any
 
 from vtc.errors import UnsupportedModel
 from vtc.integrations.vllm import ARCHITECTURES, NOT_SERVED, ONLY_OURS, own, plain
+from vtc.integrations.vllm.served import served
 from vtc.integrations.vllm.settings import KEY, Settings
 from vtc.methods._spelling import spell
 from vtc.methods.base import Method
@@ -41,7 +42,7 @@ def overrides(names: Sequence[str], settings: Settings) -> dict[str, Any]:
 
 def in_config(architecture: str, method: Method, budget: Budget) -> dict[str, Any]:
     """The same for ``vtc.save(..., serve="vllm")``."""
-    return overrides([architecture], Settings(spell(method), budget.value))
+    return overrides([architecture], Settings(spell(served(method)), budget.value))
 
 
 def command(model: str, said: dict[str, Any], options: Sequence[str]) -> list[str]:

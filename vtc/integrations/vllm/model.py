@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from vtc.checkpoint.learned import load_learned
 from vtc.integrations.vllm import ONLY_OURS, plain
 from vtc.integrations.vllm.attention import weigh
 from vtc.integrations.vllm.positions import LONGEST, as_if_whole, stretch
@@ -15,6 +19,7 @@ from vtc.integrations.vllm.processor import SPAN
 from vtc.integrations.vllm.rows import SIDE, Kept, Picture, packed, reduced, unpacked
 from vtc.integrations.vllm.settings import Settings
 from vtc.integrations.vllm.span import Span
+from vtc.methods.base import Method
 from vtc.models.base import Place
 from vtc.signals.base import Signal
 
@@ -28,7 +33,13 @@ class Reducing:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         model: Any = self
         self.settings = Settings.of(vllm_config.model_config.hf_config)
-        self.method = self.settings.build()
+        self.method = with_learned(self.settings.build(), vllm_config.model_config)
+        embeds = vllm_config.model_config.multimodal_config.enable_mm_embeds
+        if embeds and (signals := self.method.signals(0)):
+            raise ValueError(
+                f"{self.settings.method} looks at {signals[0].words()}, and with --enable-mm-embeds pictures come that "
+                "the tower never saw; leave it out, or use divprune+share"
+            )
         self.watch()
         self.width = vllm_config.model_config.get_inputs_embeds_size()
         self.carried = self.width * (1 + getattr(self, "deepstack_num_level", 0))
@@ -52,16 +63,17 @@ class Reducing:
                 f"{instead}use a method that looks at features, such as divprune+share"
             )
 
-    def signals(self) -> dict[Signal, Tensor]:
-        """What was captured of the pictures at hand, padded to the longest."""
+    def signals(self, inputs: dict[str, Any]) -> dict[Signal, Tensor]:
+        """What was captured of the pictures of ``inputs``, padded to the longest."""
         return {}
 
     def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
-        """Where the tokens ``features [N, D]`` of the picture ``index`` of ``inputs`` stand."""
+        """Where the tokens ``features [N, D]`` of the picture, or video, ``index`` of ``inputs`` stand."""
         raise NotImplementedError
 
     def embed_multimodal(self, **inputs: Any) -> Any:
-        """For each picture ``[K, D + channels]``; videos stay as they are."""
+        """For each picture ``[K, D + channels]``; videos of most families stay as they are. A call
+        holds either."""
         spans = inputs.pop(SPAN, None)
         found = super().embed_multimodal(**inputs)  # type: ignore[misc]
         if spans is None:
@@ -72,15 +84,16 @@ class Reducing:
         ]
         model: Any = self
         words = model.get_language_model().embed_input_ids
-        kept = reduced(pictures, self.method, self.width, self.signals(), words)
-        sides = [torch.cat([one.size[:, None], self.behind_first(one)], dim=1) for one in kept]
+        kept = reduced(pictures, self.method, self.width, self.signals(inputs), words)
+        places = [self.behind_first(one, inputs, i) for i, one in enumerate(kept)]
+        sides = [torch.cat([one.size[:, None], place], dim=1) for one, place in zip(kept, places, strict=True)]
         return [
             torch.cat([one.features, packed(side, one.features.dtype)], dim=1)
             for one, side in zip(kept, sides, strict=True)
         ]
 
-    def behind_first(self, kept: Kept) -> Tensor:
-        """``[R, 3]``: how far behind its picture's first token each row stood."""
+    def behind_first(self, kept: Kept, inputs: dict[str, Any], index: int) -> Tensor:
+        """``[R, 3]``: how far behind the first token of the picture ``index`` of ``inputs`` each row stood."""
         return kept.grid
 
     def embed_input_ids(
@@ -111,6 +124,12 @@ class Reducing:
             positions = positions + model.vtc_place[:, : positions.shape[1]]
         return super().forward(input_ids, self.own_positions(positions), *args, **kwargs)  # type: ignore[misc]
 
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """But for what the method learned, which vLLM reads with every other file of the folder."""
+        learned = set() if self.method.module is None else set(self.method.module.state_dict())
+        kept = ((name, weight) for name, weight in weights if name not in learned)
+        return super().load_weights(kept)  # type: ignore[misc]
+
     def own_positions(self, positions: Tensor) -> Tensor:
         return positions
 
@@ -127,7 +146,7 @@ class InALine(Reducing):
 
     supports_mrope: ClassVar[Literal[True]] = True
 
-    def behind_first(self, kept: Kept) -> Tensor:
+    def behind_first(self, kept: Kept, inputs: dict[str, Any], index: int) -> Tensor:
         return kept.index[:, None].expand(-1, 3)
 
     def own_positions(self, positions: Tensor) -> Tensor:
@@ -144,12 +163,28 @@ class Ungraphed:
         return replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
 
+def with_learned(method: Method, config: Any) -> Method:
+    """With what it learned, from the folder that ``vtc.save`` wrote; no part of the model, whose weights vLLM counts.
+    Raises ``CheckpointError`` where the folder has none."""
+    module = method.build(SimpleNamespace(config=config.hf_config))  # type: ignore[arg-type]
+    if module is None:
+        return method
+    load_learned(module, Path(config.model))
+    return method.bound(module.to(config.dtype).eval())
+
+
 def check_config(config: Any) -> None:
     """Raises ``ValueError`` for what would serve wrong answers."""
     if config.parallel_config.pipeline_parallel_size > 1:
         raise ValueError("pipeline parallelism: only the first rank sees what rows stand for; use tensor parallelism")
+    if config.parallel_config.enable_dbo:
+        raise ValueError("--enable-dbo: two batches at once would share what is known of one's rows; leave it out")
     if config.speculative_config is not None:
         raise ValueError("speculative decoding: the drafter does not know the rows' channels; leave it out")
+    if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:
+        raise ValueError(
+            "LoRA on tower or projector: vLLM counts their rows by the reduced ones; adapt the language model"
+        )
     if config.model_config.multimodal_config.is_multimodal_pruning_enabled():
         raise ValueError("--video-pruning-rate cuts channels of its own off the rows; use it or vtc, not both")
     if not config.model_config.uses_mrope:

@@ -75,6 +75,9 @@ def reduced(
         if method.share:
             reduction = share(tokens, reduction)
     values, anchor = slot_values(reduction, wide, tokens), reduction.anchor.clamp(min=0)
+    if reduction.refine is not None:
+        refined = reduction.refine(tokens.features, values[..., :width])
+        values = torch.cat([refined, values[..., width:]], dim=-1)
     sizes = reduction.sizes(tokens).long() if method.share else torch.ones_like(anchor)
     grid = tokens.grid.gather(1, anchor[..., None].expand(-1, -1, 3))
     used = (reduction.anchor >= 0)[..., None]

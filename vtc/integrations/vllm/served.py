@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from vtc.budget.spend import EQUAL
 from vtc.errors import VTCError
 from vtc.methods._spelling import spell
 from vtc.methods.base import Method
@@ -20,8 +21,8 @@ def served(method: Method) -> Method:
         raise refused(name, "its later layers cut, or rest, and vLLM runs every row through every layer")
     if method.reduces_keys or method.skips_layers:
         raise refused(name, "it changes what single layers see, and vLLM's layers are one")
-    if method.learns:
-        raise refused(name, "what it learned is not loaded there yet")
+    if method.spend != EQUAL:
+        raise refused(name, "a picture's tokens are counted before its features are there, and it spends by need")
     for signal in method.signals(0):
         if signal.asks:
             raise refused(name, f"it looks at the question ({signal.words()}), and a picture's features are cached")

@@ -42,11 +42,16 @@ class Settings:
         return served(build(self.method))
 
     def slots(self, count: int, budget: Any = None) -> int:
-        """How many rows a picture of ``count`` tokens keeps, at a request's own ``budget``."""
+        """How many rows a picture of ``count`` tokens keeps, at a request's own ``budget``. Raises ``BudgetError``,
+        here and not in the engine, where it would end every request."""
+        from vtc.errors import BudgetError
         from vtc.tokens import Budget
 
         limit: Budget = Budget.of(self.budget if budget is None else budget)
-        return int(limit.tokens(count))
+        rows, most = int(limit.tokens(count)), getattr(self.build(), "latents", None)
+        if most is not None and rows > most:
+            raise BudgetError(f"a picture would keep {rows} rows and {self.method} learned {most}; lower the budget")
+        return rows
 
 
 class TableOfPositions:

@@ -64,7 +64,7 @@ class Backed:
         grids = [one.grid + torch.tensor([t, 0, 0]) * (one.grid >= 0) for t, one in enumerate(places)]
         return Place(torch.cat(grids), newline)
 
-    def signals(self) -> dict[Signal, Tensor]:
+    def signals(self, inputs: dict[str, Any]) -> dict[Signal, Tensor]:
         return {signal: pad_sequence(values, batch_first=True) for signal, values in self.values.items()}
 
 

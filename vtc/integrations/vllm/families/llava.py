@@ -52,7 +52,7 @@ class VtcLlavaForConditionalGeneration(InALine, FlatTower, llava.LlavaForConditi
         layers = self.vision_tower.vision_model.encoder.layers if signals else []
         self.seen = Seen(layers, self.config.vision_config.num_hidden_layers, signals)
 
-    def signals(self) -> dict[Signal, Tensor]:
+    def signals(self, inputs: dict[str, Any]) -> dict[Signal, Tensor]:
         return self.seen.values
 
     def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
