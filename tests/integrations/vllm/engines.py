@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -99,6 +100,11 @@ def answers(model: Any, processor: Any, asked: list[Asked], batch: int = 20) -> 
         found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[:, inputs["input_ids"].shape[1] :]
         out += [processor.decode(row, skip_special_tokens=True).strip() for row in found]
     return out
+
+
+def slow(method: str) -> Any:
+    """A case of ``make test-vllm-all`` alone."""
+    return pytest.param(method, marks=pytest.mark.slow)
 
 
 def path_of(kind: str) -> str:

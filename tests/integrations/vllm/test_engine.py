@@ -16,6 +16,7 @@ from tests.integrations.vllm.engines import (
     in_vllm,
     path_of,
     rows,
+    slow,
     texts,
 )
 from vtc.eval import scenes
@@ -23,7 +24,8 @@ from vtc.integrations.vllm.settings import REQUEST
 
 SAMPLES = list(scenes.samples("test", 60))
 ASKED = [(sample.prompt, [sample.image]) for sample in SAMPLES]
-PACKED = "visionzip fastervlm+share vispruner hiprune holov scope prumerge".split()  # by what Qwen's tower packs
+# By what Qwen's tower packs.
+PACKED = ["visionzip", "fastervlm+share", *map(slow, ("vispruner", "hiprune", "holov", "scope", "prumerge"))]
 TAKEN = "visionzip fastervlm+share vispruner hiprune holov+share scope grid pool bipartite random adaptive".split()
 
 
@@ -44,8 +46,17 @@ def test_in_half_precision_sizes_and_places_are_whole():
     assert sum(got == right for got, right in zip(texts(outputs), want, strict=True)) >= 57
 
 
-@pytest.mark.parametrize(("kind", "method"), [*(("llava", m) for m in TAKEN), *(("qwen", m) for m in PACKED)])
-def test_methods_that_look_at_the_tower_or_the_grid(kind, method):
+@pytest.mark.parametrize("method", TAKEN)
+def test_methods_that_look_at_the_tower_or_the_grid(method):
+    check_answers("llava", method)
+
+
+@pytest.mark.parametrize("method", PACKED)
+def test_methods_that_look_at_a_tower_that_packs(method):
+    check_answers("qwen", method)
+
+
+def check_answers(kind, method):
     with engine(path_of(kind), KINDS[kind], method, 24) as llm:
         outputs = in_vllm(llm, ASKED)
     first = "adaptive:layer=null" if method == "adaptive" else method  # what of it is served

@@ -21,6 +21,7 @@ ADAPTED = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_that_lose_their_cache_and_start_again(kind):
     """What a row stands for comes back with its picture. 12 requests of up to 86 tokens in 8 blocks of 32."""
@@ -66,6 +67,7 @@ def test_two_processes(kind, method):
     assert texts(outputs) == in_transformers(path_of(kind), SOME, method, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_of_the_language_model(kind, tmp_path):
     """In a batch of its own: beside requests that have none vLLM's operators for the CPU give them the last adapter,
@@ -101,6 +103,7 @@ def adapt(path, adapter, merged):
     AutoProcessor.from_pretrained(path, trust_remote_code=False).save_pretrained(merged)
 
 
+@pytest.mark.slow
 def test_an_encoder_elsewhere(tmp_path, monkeypatch):
     """One engine encodes and writes, another reads and encodes nothing; one of another budget finds nothing to read."""
     encoded = []
@@ -144,6 +147,7 @@ def test_what_a_tower_does_not_show_is_refused(kind, option, said):
             pass
 
 
+@pytest.mark.slow
 def test_integer_weights(tmp_path):
     """Four bits, as ``compressed-tensors`` has them. vLLM's kernel for the CPU takes bfloat16 alone: the answers are
     those of the same weights in float32 but where it rounds."""

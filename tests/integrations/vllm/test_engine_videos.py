@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.video_utils import VideoMetadata
 
 import vtc
-from tests.integrations.vllm.engines import KINDS, engine, in_vllm, path_of, texts
+from tests.integrations.vllm.engines import KINDS, engine, in_vllm, path_of, slow, texts
 from vtc.eval import scenes
 from vtc.methods._spelling import build
 
@@ -42,7 +42,7 @@ def by_transformers(method, budget):
     return found
 
 
-@pytest.mark.parametrize("method", "evs dycoke fastvid vidcom2 divprune+share".split())
+@pytest.mark.parametrize("method", ["evs", "divprune+share", *map(slow, ("dycoke", "fastvid", "vidcom2"))])
 def test_the_same_answers_as_in_transformers(method):
     each = [{"multi_modal_data": {"video": (clip(n), {**FRAMES, "do_sample_frames": False})}} for n in range(12)]
     own = [{**one, "mm_processor_kwargs": {"vtc_budget": 20, "size": SIZE}} for one in each]
