@@ -34,6 +34,7 @@ SHRINK: list[tuple[tuple[str, ...], dict[str, str]]] = [
     (("vtc", "finetune"), {"--steps": "2", "--batch": "2"}),
     (("scripts/measure_spend.py",), {"--budgets": "12", "--limit": "9", "--calibration": "9"}),
     (("scripts/measure_second_turn.py",), {"--pairs": "1"}),
+    (("scripts/simulate_keys.py",), {"--questions": "2"}),
     # A budget of minutes is spent after a step or none: nothing here depends on how many there were.
     (("scripts/train_easy_vqa.py",), {"--minutes": "0.0001", "--output": "runs/trained"}),
     (("scripts/train_learned.py", "--evaluate"), {
