@@ -15,7 +15,7 @@ from vtc.integrations.vllm import ARCHITECTURES, BACKEND, ONLY_OURS, SEES_THE_TO
 
 slow = pytest.mark.slow
 FLAT = ("llava", "llava_next", "llava_onevision", "gemma3")  # in the folders that transformers 5 saves
-TESTBED = ("llava", "qwen2_5_vl")  # asked in test_engine.py as well
+QUICK = ("llava_next", "qwen3_vl", "internvl", "idefics3")  # newlines, DeepStack, tiles, words between tiles
 TOWER = "visionzip fastervlm+share vispruner hiprune holov+share".split()
 
 
@@ -33,7 +33,7 @@ def cell(name: str, folder: Path, method: str = "divprune+share", backed: bool =
     return Cell(str(folder), tiny.placeholder, tiny.architecture, method, backed)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=slow) if n in TESTBED else n for n in zoo.FAMILIES])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=slow) for n in zoo.FAMILIES])
 def test_vllms_own_models(name, tmp_path):
     """A picture and two, three budgets over them in one batch; with all tokens the model is the unreduced one."""
     one = cell(name, tmp_path)
@@ -68,8 +68,7 @@ def test_by_transformers_code_what_vllm_has_its_own_model_of(name, tmp_path, els
     [
         # Cosines of this one's tokens tie, and VisPruner's rounds part where features differ by 3e-7.
         *(pytest.param("llava_next", method, marks=slow) for method in TOWER if method != "vispruner"),
-        ("aya_vision", "visionzip"),
-        *(pytest.param("aya_vision", method, marks=slow) for method in TOWER[1:]),
+        *(pytest.param("aya_vision", method, marks=slow) for method in TOWER),
     ],
 )
 def test_methods_that_look_at_the_tower(name, method, tmp_path, elsewhere):
