@@ -25,7 +25,6 @@ from vtc.engine.layer_arguments import LayerArguments
 from vtc.engine.layers import enter, in_later_turn, leave, on_candidates, on_fewer_keys, on_some_rows, run_layer
 from vtc.engine.prompt_ends import PromptEnds, real_part, real_rows
 from vtc.engine.report import Report, summarise
-from vtc.engine.sites.frozen import candidates_of
 from vtc.engine.sites.kv_reduction import KeyReducer
 from vtc.engine.sites.token_routing import Router
 from vtc.engine.stage_placement import place_stages
@@ -261,8 +260,8 @@ class Engine:
                 signals = view.signals(self.method.signals(0))
                 return LayerPlan(runs=self.router.cut(p, index, view.tokens, view.position, signals))
         if p.over and self.freezes_at is not None and index > self.freezes_at:
-            there = candidates_of(p).text if p.going is None else p.going.rows
-            return LayerPlan(regather=there if p.restored is not None else None, restore=self._restores(p, index))
+            there = None if p.going is None or p.restored is None else p.going.rows
+            return LayerPlan(regather=there, restore=self._restores(p, index))
         plan = LayerPlan(regather=p.last_cut if p.restored is not None else None, rows=p.last_cut)
         if p.over and index == self.freezes_at:
             return replace(plan, restore=self._restores(p, index))

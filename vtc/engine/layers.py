@@ -108,16 +108,14 @@ def on_candidates(
     states, stopped, rests = enter(p, plan, states), p.stopped, index in method.rest
     of = plan.candidates or candidates_of(p)  # a replay for a gradient comes after later cuts
     if index == first:  # anew where it is replayed for a gradient
-        if p.stopped is None:
-            p.going = going_on(p, method, of, states)
-        stopped = gather_rows(states, of.place.inside if p.going is None else p.going.stopped.inside)
+        p.going = going_on(p, method, of, states) if p.going is None else p.going
+        stopped = gather_rows(states, p.going.stopped.inside)
         p.stopped = stopped if p.stopped is None else p.stopped
-        states = gather_rows(states, of.text.inside if p.going is None else p.going.rows.inside)
+        states = gather_rows(states, p.going.rows.inside)
     rows: Rows | None = plan.rows
-    if index >= first:
-        of = of if p.going is None else p.going.candidates
-        rows = of.text if p.going is None else p.going.rows
-        plan.runs = of.text if rests and p.going is not None else None
+    if index >= first and p.going is not None:
+        of, rows = p.going.candidates, p.going.rows
+        plan.runs = of.text if rests and not p.going.none else None
     p.rows_by_layer[index] = states.shape[1]
     if plan.runs is not None:
         output = on_some_rows(arguments, None, p, plan.runs, index, states, forward, args, kwargs)
@@ -152,14 +150,14 @@ def on_chosen_keys(
     mask: Any
     if not p.brings:
         mask = choice.beside(None)
-    elif stopped is None:
+    elif stopped is None or p.going is None:
         kwargs = kwargs if plan.rows is None else arguments.placed(p, plan.rows, kwargs)
         mask = choice.among(plan.rows)
     else:
-        place = of.place if p.going is None else p.going.stopped
-        made = keys_of(arguments.family.decoder_attention(index), place, stopped, p, past, forward, kwargs, attn)
-        mask = choice.beside(made) if p.going is None else choice.among_some(p.going, made)
-        kwargs = arguments.placed(p, of.text if p.going is None else p.going.rows, kwargs)
+        attention, place = arguments.family.decoder_attention(index), p.going.stopped
+        made = keys_of(attention, place, stopped, p, past, forward, kwargs, attn)
+        mask = choice.beside(made) if p.going.none else choice.among_some(p.going, made)
+        kwargs = arguments.placed(p, p.going.rows, kwargs)
     if layer is not None:
         layer.expect(None, p.length)
     return run_layer(forward, states, args, {**kwargs, "attention_mask": mask})

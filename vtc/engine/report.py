@@ -152,11 +152,11 @@ def candidate_flops(family: Family, p: Prefill, first: int, width: int) -> int:
             continue
         of = plan.candidates
         tokens, text, asking = of.place.rows.shape[1], of.text.rows.shape[1], of.asking.shape[1]
-        if index >= first:
-            stopped = tokens if p.going is None else p.going.stopped.rows.shape[1]
+        if index >= first and p.going is not None:
+            stopped, on = (one.rows.shape[1] for one in (p.going.stopped, p.going.vision))
             made = [m for name, m in family.decoder_attention(index).named_modules() if name in MAKING_KEYS]
             total += 2 * stopped * sum(m.weight.numel() for m in made if isinstance(m, nn.Linear))
-            total += 2 * width * stopped * (0 if p.going is None else p.going.vision.rows.shape[1])
+            total += 2 * width * stopped * on
         if plan.chosen is not None:
             total += 2 * width * asking * (tokens + text + p.past_by_layer.get(index, 0))
     return p.batch * total

@@ -86,16 +86,21 @@ class Candidates:
 @dataclass(eq=False)
 class GoingOn:
     """From the layer on in which vision tokens stop. rows: those that run, which are text and the candidates that go
-    on, ``keep`` of each picture; vision: the latter; stopped: the other candidates; order ``[B, M]``: where each
-    candidate stands among ``vision`` and then ``stopped``. ``vision``, and the text of ``candidates``, stand inside
-    ``rows``."""
+    on, ``keep`` of each picture; vision: the latter; stopped: the other candidates; order
+    ``[B, M]``: where each candidate stands among ``vision`` and then ``stopped``. ``vision``, and the text of
+    ``candidates``, stand inside ``rows``."""
 
     candidates: Candidates
     rows: Rows
-    vision: Rows
     stopped: Rows
-    order: Tensor
     keep: list[int]
+    vision: Rows
+    order: Tensor
+
+    @property
+    def none(self) -> bool:
+        """Whether text runs alone."""
+        return not any(self.keep)
 
 
 @dataclass
@@ -142,7 +147,7 @@ class Prefill:
     over: bool = False  # some picture must shrink
     text: tuple[Cut | None, Rows] | None = None  # the text rows behind that cut
     candidates: tuple[Cut | None, Candidates] | None = None  # behind that cut
-    going: GoingOn | None = None  # where some candidates go on when the others stop
+    going: GoingOn | None = None  # from the layer on in which candidates stop
     stopped: Tensor | None = None  # ``[B, M, D]``: the states in which candidates stopped
     between: int = 0  # after how many of the first layers somebody reads full-length states
     cuts: list[Cut] = field(default_factory=list)

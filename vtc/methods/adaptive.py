@@ -8,12 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.kernels.greedy_diverse import greedy_diverse
 from vtc.methods import register
 from vtc.methods.base import Method, Stage
-from vtc.methods.frozen import check_frozen, frozen_stage
+from vtc.methods.frozen import check_frozen, cover, frozen_stage
 from vtc.signals.base import Signal
-from vtc.tokens import Reduction, VisionTokens, cut
+from vtc.tokens import Reduction, VisionTokens
 
 
 @register("adaptive")
@@ -61,5 +60,4 @@ class Adaptive(Method):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        order = greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid)
-        return Reduction.keep(cut(order, keep), tokens)
+        return cover(tokens, keep)

@@ -99,7 +99,7 @@ class Method:
         if not isinstance(self.share, bool):
             raise ValueError(f"share={self.share!r} is not a bool; give True or False")
         stages = self.stages()  # each checks its layer
-        if self.share and all(stage.layer != 0 for stage in stages):
+        if self.share and all(stage.layer != 0 or stage.freezes for stage in stages):
             raise ValueError(
                 f"{self.name}: share=True needs a stage at the decoder's input, and this method cuts only inside the "
                 "decoder, where handing a cut token's share to its neighbours was measured worse than letting it go"

@@ -50,8 +50,12 @@ class Frozen(Method):
 
     @torch.no_grad()
     def reduce(self, stage: int, tokens: VisionTokens, signals: dict[Signal, Tensor], keep: list[int]) -> Reduction:
-        order = greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid)
-        return Reduction.keep(cut(order, keep), tokens)
+        return cover(tokens, keep)
+
+
+def cover(tokens: VisionTokens, keep: list[int]) -> Reduction:
+    """Those that cover the picture: greedy max-min diversity, as DivPrune."""
+    return Reduction.keep(cut(greedy_diverse(tokens.features, max(keep), "maxmin", tokens.valid), keep), tokens)
 
 
 def frozen_stage(layer: int | float, candidates: float, running: float, memory: bool) -> Stage:

@@ -51,6 +51,8 @@ SPECS = {  # and a budget
     "divprune+share/frozen:candidates=2": 0.3,
     "pool/frozen:layer=3": 0.1,
     "divprune:rest=[0,3]+share/frozen": 0.12,
+    "frozen:running=0": 1.0,
+    "adaptive:running=0": 0.12,
     "frozen:layer=1:running=0.25": 1.0,
     "frozen:layer=2:running=0.5": 0.3,
     "adaptive:running=0.34": 0.12,
@@ -329,5 +331,9 @@ def test_where_tokens_cannot_stop(model_of):
         vtc.patch(model_of("qwen3_vl"), "frozen", 1.0, layer=1)
     with pytest.raises(ValueError, match=r"candidates=0.5 is no number of times the budget from 1 on"):
         Frozen(candidates=0.5)
+    with pytest.raises(ValueError, match="running=1 is no part of the candidates"):
+        Frozen(running=1)
+    with pytest.raises(ValueError, match="share=True needs a stage at the decoder's input"):
+        Frozen(layer=0, share=True)  # what stops is a key of its own: merged, too, it would weigh twice
     with pytest.raises(ValueError, match="let it be the last"):
         build("frozen/fastv")

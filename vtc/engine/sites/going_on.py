@@ -17,14 +17,16 @@ from vtc.methods.base import Method
 
 
 @torch.no_grad()
-def going_on(p: Prefill, method: Method, of: Candidates, states: Tensor) -> GoingOn | None:
+def going_on(p: Prefill, method: Method, of: Candidates, states: Tensor) -> GoingOn:
     """As the method says of the ``states`` that reach the layer in which its candidates stop, of which one of each
-    picture does. None: all of them do."""
+    picture does."""
     stage = len(method.stages()) - 1
     part = method.stages()[stage].running
     living = [n + lines for n, lines in zip(p.remaining.count, p.remaining.newlines, strict=True)]
     if part == 0 or min(living) == 1:
-        return None
+        nobody = Rows(of.text.rows[:, :0], None, None, of.text.inside[:, :0])
+        every = torch.arange(of.place.rows.shape[1], device=states.device).expand(p.batch, -1)
+        return GoingOn(of, of.text, of.place, [0] * len(living), nobody, every)
     keep = [min(math.ceil(part * n), n - 1) for n in living]
     with p.clock:
         cut, _ = make_cut(p, method, stage, keep, *remaining_tokens(p, states), {})
@@ -33,7 +35,8 @@ def going_on(p: Prefill, method: Method, of: Candidates, states: Tensor) -> Goin
     left = [n - m for n, m in zip(of.count, count, strict=True)]
     text = text_behind(p, rows)
     here = replace(of, text=text, asking=asking_rows(p, text))  # fillers are others than before
-    return GoingOn(here, rows, vision, *stopped_rows(of.place, rows, vision, left, states.shape[1]), keep)
+    stopped, order = stopped_rows(of.place, rows, vision, left, states.shape[1])
+    return GoingOn(here, rows, stopped, keep, vision, order)
 
 
 def stopped_rows(place: Rows, rows: Rows, vision: Rows, left: list[int], width: int) -> tuple[Rows, Tensor]:
