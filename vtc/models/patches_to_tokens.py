@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,12 @@ def raster_place(frames: int, rows: int, columns: int, specials: int = 0) -> Pla
     grid = raster(frames, rows, columns).view(frames, -1, 3)
     grid = torch.cat([grid.new_full((frames, specials, 3), -1), grid], dim=1).flatten(0, 1)
     return Place(grid, torch.zeros(len(grid), dtype=torch.bool))
+
+
+def square_tiles(count: int, tiles: int) -> Place:
+    """``count`` tokens of so many square tiles."""
+    side = isqrt(count // tiles)
+    return raster_place(tiles, side, side)
 
 
 def unknown_place(count: int) -> Place:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from vtc.integrations.vllm.families.llava import FlatTower
 from vtc.integrations.vllm.model import InALine, Ungraphed
 from vtc.integrations.vllm.processor import fewer
 from vtc.models.base import Place
-from vtc.models.patches_to_tokens import raster_place
+from vtc.models.patches_to_tokens import square_tiles
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -23,6 +22,4 @@ from vtc.models.patches_to_tokens import raster_place
 )
 class VtcGemma3ForConditionalGeneration(InALine, Ungraphed, FlatTower, gemma3_mm.Gemma3ForConditionalGeneration):
     def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
-        crops = int(inputs["num_patches"][index])
-        side = isqrt(len(features) // crops)
-        return raster_place(crops, side, side)
+        return square_tiles(len(features), int(inputs["num_patches"][index]))

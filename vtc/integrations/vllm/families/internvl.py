@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +11,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vtc.integrations.vllm.model import InALine
 from vtc.integrations.vllm.processor import fewer
 from vtc.models.base import Place
-from vtc.models.patches_to_tokens import raster_place
+from vtc.models.patches_to_tokens import square_tiles
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -22,6 +21,4 @@ from vtc.models.patches_to_tokens import raster_place
 )
 class VtcInternVLForConditionalGeneration(InALine, interns1.InternS1ForConditionalGeneration):
     def place(self, features: Tensor, inputs: dict[str, Any], index: int) -> Place:
-        tiles = int(inputs["image_num_patches"][index])
-        side = isqrt(len(features) // tiles)
-        return raster_place(tiles, side, side)
+        return square_tiles(len(features), int(inputs["image_num_patches"][index]))
